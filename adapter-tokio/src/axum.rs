@@ -1,0 +1,44 @@
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::net::{TcpStream, UnixStream, unix};
+
+use crate::{Connection, TcpListener, UnixListener};
+
+/// How long to wait after an accept failed for a lack of descriptors or memory: until some
+/// connection has ended.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
+macro_rules! serve {
+    ($listener:ty, $stream:ty, $address:ty) => {
+        /// For `axum::serve`, which expects a listener to see to its own errors.
+        impl Listener for $listener {
+            type Io = Connection<$stream>;
+            type Addr = $address;
+
+            async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+                loop {
+                    match <$listener>::accept(self).await {
+                        Ok(accepted) => return accepted,
+                        Err(error) if concerns_one_connection(&error) => {}
+                        Err(_) => tokio::time::sleep(SHORTAGE).await,
+                    }
+                }
+            }
+
+            fn local_addr(&self) -> io::Result<Self::Addr> {
+                <$listener>::local_addr(self)
+            }
+        }
+    };
+}
+
+serve!(TcpListener, TcpStream, SocketAddr);
+serve!(UnixListener, UnixStream, unix::SocketAddr);
+
+fn concerns_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

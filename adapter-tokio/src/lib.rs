@@ -1,0 +1,35 @@
+//! Handover for tokio.
+mod connection;
+mod datagram;
+mod listener;
+mod runtime;
+#[cfg(feature = "axum08")]
+mod axum;
+
+pub use connection::Connection;
+pub use datagram::{UdpSocket, UnixDatagram};
+pub use handover_core::*;
+pub use listener::{TcpListener, UnixListener};
+pub use runtime::Tokio;
+
+/// A process before its first accept. See [`handover_core::Start`].
+pub type Start = handover_core::Start<Tokio>;
+/// A view of a running instance. See [`handover_core::Handle`].
+pub type Handle = handover_core::Handle<Tokio>;
+
+/// Begins, with the default [`Policy`]: takes what a predecessor or the service manager left. Call
+/// it inside a tokio runtime with I/O and time enabled, before anything that takes long.
+///
+/// # Errors
+/// Those of [`Start::new`](handover_core::Start::new).
+pub fn start() -> Result<Start> {
+    start_with(Policy::new())
+}
+
+/// The same with a policy of one's own.
+///
+/// # Errors
+/// Those of [`Start::new`](handover_core::Start::new).
+pub fn start_with(policy: Policy) -> Result<Start> {
+    Start::new(Tokio, policy)
+}

@@ -1,0 +1,147 @@
+//! Signals to processes and the news of their ends.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+
+pub use rustix::process::Signal;
+
+use crate::{Doing, Failure, Stamp};
+
+/// A process that cannot be mistaken for a later one of the same number.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    fd: OwnedFd,
+}
+
+/// How a process ended.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It left with this status.
+    Status(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl Process {
+    /// Takes hold of a living process, or of one that nobody has waited for.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of that number.
+    pub fn open(pid: u32) -> Result<Self, Failure> {
+        let fd = raw(pid)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+            .doing(format_args!("opening process {pid}"))?;
+        Ok(Self { pid, fd })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// If it is gone.
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        pidfd_send_signal(&self.fd, signal)
+            .doing(format_args!("sending {signal:?} to process {}", self.pid))
+    }
+
+    /// Waits until it is dead, whosever child it is.
+    ///
+    /// # Errors
+    ///
+    /// If it lives for longer than `within`.
+    pub fn wait_gone(&self, within: Duration) -> Result<(), Failure> {
+        if readable(self.fd.as_fd(), within)? {
+            return Ok(());
+        }
+        Err(Failure::new(format!("process {} is still there after {within:?}", self.pid)))
+    }
+
+    /// Whether it is dead.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        readable(self.fd.as_fd(), Duration::ZERO).unwrap_or(false)
+    }
+
+    /// Takes its exit status if it is dead and a child of this process. `ECHILD`
+    /// if it is somebody else's.
+    pub(crate) fn reap(&self) -> Result<Option<Exit>, Errno> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let status = waitid(WaitId::PidFd(self.fd.as_fd()), options)?;
+        Ok(status.map(|status| match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Exit::Status(code),
+            (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+        }))
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(code) => write!(f, "status {code}"),
+            Self::Signal(number) => match Signal::from_named_raw(*number) {
+                Some(signal) => write!(f, "{signal:?}"),
+                None => write!(f, "signal {number}"),
+            },
+        }
+    }
+}
+
+pub(crate) fn raw(pid: u32) -> Result<Pid, Errno> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)
+}
+
+fn readable(fd: BorrowedFd<'_>, within: Duration) -> Result<bool, Failure> {
+    let deadline = Stamp::now() + within;
+    loop {
+        let left = deadline.since(Stamp::now());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Failure::from(errno).while_doing("waiting for a process")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_a_process_and_says_so() {
+        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        assert!(!process.is_gone());
+        assert!(process.wait_gone(Duration::from_millis(1)).is_err());
+        process.signal(Signal::TERM).unwrap();
+        process.wait_gone(Duration::from_secs(5)).unwrap();
+        let exit = process.reap().unwrap().unwrap();
+        assert_eq!(exit, Exit::Signal(15));
+        assert_eq!(process.reap(), Err(Errno::CHILD));
+        assert!(process.signal(Signal::TERM).is_err());
+    }
+}

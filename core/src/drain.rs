@@ -1,0 +1,92 @@
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use event_listener::{Event, listener};
+
+/// How far the draining of a process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Stage {
+    /// Nothing ends.
+    Open = 0,
+    /// From the commit, or a stop: connections should end when they can do so without a loss (HTTP
+    /// answers say `Connection: close`). Nothing is closed. A rollback leads back to `Open`.
+    Closing = 1,
+    /// Irreversible: nobody comes back to this process, and the linger is over. A server's own
+    /// graceful shutdown may begin.
+    Over = 2,
+    /// The drain deadline has passed: what is left is not waited for.
+    Cut = 3,
+}
+
+/// The drain signal, for the connections of a server. Cheap to clone; every clone sees the same.
+#[derive(Clone)]
+pub struct Drain(Arc<Shared>);
+
+struct Shared {
+    stage: AtomicU8,
+    changed: Event,
+}
+
+impl Drain {
+    pub(crate) fn new() -> Self {
+        Drain(Arc::new(Shared { stage: AtomicU8::new(0), changed: Event::new() }))
+    }
+
+    /// The present stage. One atomic load: cheap enough for every request.
+    pub fn stage(&self) -> Stage {
+        match self.0.stage.load(Ordering::Acquire) {
+            0 => Stage::Open,
+            1 => Stage::Closing,
+            2 => Stage::Over,
+            _ => Stage::Cut,
+        }
+    }
+
+    /// Whether connections should end when they can: answers should say `Connection: close`.
+    pub fn is_closing(&self) -> bool {
+        self.stage() >= Stage::Closing
+    }
+
+    /// Resolves when draining starts. A rollback may follow, after which a new call waits again.
+    pub fn closing(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reached(Stage::Closing)
+    }
+
+    /// Resolves when a server's own graceful shutdown may begin: give it to
+    /// `axum::serve(..).with_graceful_shutdown(..)`.
+    pub fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reached(Stage::Over)
+    }
+
+    /// Resolves at the drain deadline, for tasks that would outlive
+    /// [`run`](crate::Start::run).
+    pub fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.reached(Stage::Cut)
+    }
+
+    fn reached(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<> {
+        let drain = self.clone();
+        async move {
+            while drain.stage() < stage {
+                listener!(drain.0.changed => changed);
+                if drain.stage() < stage {
+                    changed.await;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn set(&self, stage: Stage) {
+        self.0.stage.store(stage as u8, Ordering::Release);
+        self.0.changed.notify(usize::MAX);
+    }
+}
+
+impl fmt::Debug for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Drain").field(&self.stage()).finish()
+    }
+}

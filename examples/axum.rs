@@ -1,0 +1,39 @@
+//! An axum server that can replace itself: `kill -HUP` restarts it, `kill -TERM` stops it.
+//!
+//! It takes its address from `ADDR`.
+
+use std::error::Error;
+use std::process;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Query};
+use axum::routing::{get, post};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let address = std::env::var("ADDR").unwrap_or_else(|_| "127.0.0.1:3000".into());
+    let app = Router::new()
+        .route("/", get(async || format!("ok {}\n", process::id())))
+        .route("/slow", get(slow))
+        .route("/upload", post(upload).layer(DefaultBodyLimit::disable()));
+
+    let start = handover::tokio::start()?;
+    let listener = start.listen_tcp("web", address)?;
+    let server = axum::serve(listener, app).with_graceful_shutdown(start.drain().over());
+    start.run(std::future::IntoFuture::into_future(server)).await?;
+    Ok(())
+}
+
+async fn slow(Query(parameters): Query<Vec<(String, String)>>) -> String {
+    let ms = parameters.iter().find(|(name, _)| name == "ms");
+    let ms = ms.and_then(|(_, ms)| ms.parse().ok()).unwrap_or(1000);
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    format!("slow {}\n", process::id())
+}
+
+async fn upload(body: Bytes) -> String {
+    format!("got {} {}\n", process::id(), body.len())
+}
