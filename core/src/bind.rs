@@ -3,7 +3,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -341,9 +341,10 @@ impl PathLock {
     /// `None` if there can be no such file. Then the bind that follows either fails for the same
     /// reason, and says so better, or is done without the lock.
     fn take(socket: &Path) -> Option<PathLock> {
-        let mut path = socket.as_os_str().to_os_string().into_vec();
-        path.extend_from_slice(b".lock");
-        let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+        let mut name = std::ffi::OsString::from(".");
+        name.push(socket.file_name()?);
+        name.push(".handover-lock");
+        let path = socket.with_file_name(name);
         loop {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).ok()?;

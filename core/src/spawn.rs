@@ -86,7 +86,11 @@ impl Executable {
     pub(crate) fn of_this_process() -> Executable {
         let args: Vec<OsString> = std::env::args_os().collect();
         let cwd = std::env::current_dir().ok();
-        let exec_path = OsStr::from_bytes(rustix::param::linux_execfn().to_bytes());
+        // rustix panics where it cannot read this: without /proc, or not dumpable.
+        let exec_path = match std::fs::File::open("/proc/self/auxv") {
+            Ok(_) => OsStr::from_bytes(rustix::param::linux_execfn().to_bytes()),
+            Err(_) => OsStr::new(""),
+        };
         let program = program_of(
             args.first().map(OsString::as_os_str).unwrap_or_default(),
             exec_path,
@@ -212,7 +216,6 @@ impl Child {
                 match (status.exit_status(), status.terminating_signal()) {
                     (Some(code), _) => Ended::Exited(code),
                     (_, Some(signal)) => Ended::Signalled { signal, core },
-                    // rustix has the signal only for those that left no core.
                     _ => Ended::Unknown,
                 }
             }),
@@ -240,7 +243,9 @@ pub(crate) fn kill_tree(pidfd: BorrowedFd<'_>, pid: Pid) {
     // killed one orphans its children before they are found.
     let _ = pidfd_send_signal(pidfd, Signal::STOP);
     let mut found: Vec<(Pid, OwnedFd)> = Vec::new();
-    let mut known = HashSet::from([pid]);
+    // Whatever runs this can be a descendant of what it kills only by mistake, but could not go
+    // on after having stopped itself.
+    let mut known = HashSet::from([pid, rustix::process::getpid()]);
     // A fork that was under way at the stop can show up after the first look. What is stopped
     // makes no more, so that this ends by itself; the limit is for what cannot be stopped.
     for _ in 0..16 {
@@ -469,6 +474,10 @@ fn interpreter(path: &Path) -> Option<String> {
 
 fn program_of(argv0: &OsStr, exec_path: &OsStr, running: &Path, cwd: Option<&Path>) -> Program {
     let file = running_file(running);
+    if file.is_none() && std::fs::metadata(running).is_err() && !argv0.is_empty() {
+        // Without /proc there is nothing to compare with.
+        return program_named(argv0, cwd);
+    }
     for name in [argv0, exec_path] {
         if name.is_empty() {
             continue;
@@ -820,6 +829,40 @@ mod tests {
     }
 
     #[test]
+    fn an_ignored_sigchld_hides_the_status_and_nothing_else() {
+        let own = std::env::current_exe().unwrap();
+        // Not by the shell's `trap`, which some shells do not do for this signal.
+        let status = std::process::Command::new("env")
+            .arg("--ignore-signal=CHLD")
+            .arg(own)
+            .args(["--exact", "spawn::tests::with_ignored_sigchld"])
+            .env("IGNORED_SIGCHLD", "1")
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+    }
+
+    /// The other half of `an_ignored_sigchld_hides_the_status_and_nothing_else`; without its
+    /// variable nothing.
+    #[test]
+    fn with_ignored_sigchld() {
+        if std::env::var_os("IGNORED_SIGCHLD").is_none() {
+            return;
+        }
+        let (child, mut socket) = start(script("read x <&3; exit 1")).unwrap();
+        assert_eq!(child.reap(), None);
+        socket.write_all(b"go\n").unwrap();
+        assert_eq!(end(&child), Ended::Unknown);
+        // One that may be gone before anybody can look.
+        for _ in 0..50 {
+            match start(script("exit 1")) {
+                Ok((child, _)) => assert_eq!(end(&child), Ended::Unknown),
+                Err(error) => assert!(error.to_string().contains("SIGCHLD is ignored"), "{error}"),
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_started_says_why() {
         let dir = Dir::new("spawn-fails");
         let garbage = dir.file("garbage", b"echo this is no script\n");
@@ -903,6 +946,11 @@ mod tests {
         std::os::unix::fs::symlink(format!("{} (deleted)", real.display()), &exe).unwrap();
         assert_eq!(of(link.as_os_str(), nothing), Program::Path(link.clone()));
         assert_eq!(of(nothing, nothing), Program::Path(real));
+
+        // No /proc.
+        std::fs::remove_file(&exe).unwrap();
+        assert_eq!(of(other.as_os_str(), nothing), Program::Path(other));
+        assert_eq!(of(OsStr::new("sh"), nothing), Program::Name("sh".into()));
     }
 
     #[test]
