@@ -39,6 +39,11 @@ use crate::spawn::{Child, Launch, is_dead};
 use crate::state::Providers;
 use crate::terminal::Terminal;
 
+/// How long a TCP listener that takes no new connections waits for handshakes that are under way:
+/// a round trip, or a retransmission on a good line. Closed earlier, it would reset them.
+const HANDSHAKE: Duration = Duration::from_millis(250);
+/// How often it is looked whether the program has accepted the rest of a queue.
+const RECHECK: Duration = Duration::from_millis(20);
 /// How long the end of this process waits for the service manager to have read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -89,6 +94,10 @@ pub(crate) struct Driver<R: Runtime> {
     end: Option<Result<Exit>>,
     server_error: Option<Error>,
     closing: Option<Instant>,
+    /// When to look whether listeners that are given up have served what was queued.
+    settle_at: Option<Instant>,
+    /// Restarts that were asked for before the first accept.
+    early: Vec<Option<Reply>>,
 }
 
 /// The hooks before the first accept.
@@ -141,6 +150,8 @@ impl<R: Runtime> Driver<R> {
             end: None,
             server_error: None,
             closing: None,
+            settle_at: None,
+            early: Vec::new(),
         })
     }
 
@@ -195,6 +206,7 @@ impl<R: Runtime> Driver<R> {
                 Request::Restart(reply) => self.ask_restart(Some(reply)),
                 Request::Stop => self.ask_stop(),
                 Request::Quit => self.inputs.push(Input::Quit),
+                Request::Settle => self.settle_from_now(),
             }
         }
         while let Poll::Ready(Some(())) = self.afterwards.poll_next_unpin(context) {}
@@ -202,13 +214,25 @@ impl<R: Runtime> Driver<R> {
             successor.poll_steps(context, &self.parts.older, &mut self.inputs);
             self.adopt_spawned();
         }
+        self.poll_settle();
         if self.machine.is_leaving() && self.machine.state() != Some(State::Exited) {
             let in_flight = &self.parts.shared.registry.in_flight;
             in_flight.await_zero(context.waker());
-            let settled = self.parts.shared.registry.settle();
-            if in_flight.count() == 0 && settled {
+            if in_flight.count() == 0 && self.settle_at.is_none() {
                 self.inputs.push(Input::Idle);
             }
+        }
+    }
+
+    fn settle_from_now(&mut self) {
+        self.settle_at = (!self.parts.shared.registry.is_settled())
+            .then(|| self.parts.runtime.now() + HANDSHAKE);
+    }
+
+    fn poll_settle(&mut self) {
+        let now = self.parts.runtime.now();
+        if self.settle_at.is_some_and(|at| at <= now) {
+            self.settle_at = (!self.parts.shared.registry.settle()).then(|| now + RECHECK);
         }
     }
 
@@ -431,6 +455,13 @@ impl<R: Runtime> Driver<R> {
             refused.detail = Some(why.into());
             return self.answer(reply, Err(refused));
         }
+        if self.machine.state().is_none() {
+            // A signal to a successor is a signal to its whole group: it is this very restart.
+            if reply.is_some() || self.parts.upstream.is_none() {
+                self.early.push(reply);
+            }
+            return;
+        }
         self.replies.push_back(reply);
         self.inputs.push(Input::Restart);
     }
@@ -537,12 +568,14 @@ impl<R: Runtime> Driver<R> {
             }
             Action::LetGo => {
                 self.parts.shared.registry.let_go();
+                self.settle_from_now();
             }
             Action::CloseListeners => {
                 tracing::info!("stopping");
                 self.draining_since.get_or_insert(now);
                 self.notify(Notifier::stopping);
                 self.parts.shared.registry.close();
+                self.settle_from_now();
             }
             Action::Closing => self.parts.shared.drain.set(Stage::Closing),
             Action::Settled => {
@@ -665,6 +698,9 @@ impl<R: Runtime> Driver<R> {
                 self.notify(Notifier::ready);
             }
             self.run_after(Event::Accept);
+            for reply in std::mem::take(&mut self.early) {
+                self.ask_restart(reply);
+            }
         }
     }
 
@@ -707,7 +743,10 @@ impl<R: Runtime> Driver<R> {
                 took = ?takeover.steps.total(),
                 "the successor serves"
             ),
-            Err(error) => tracing::error!(%error, "no new generation"),
+            Err(error) => {
+                tracing::error!(%error, "no new generation");
+                self.notify(|notifier| notifier.status(&error.to_string()));
+            }
         }
         if let Some(observer) = &mut self.parts.observer {
             observer(&outcome);
@@ -773,6 +812,11 @@ impl<R: Runtime> Driver<R> {
             GiveUp::Stopped => "told to stop before the first accept",
             GiveUp::ServerEnded => "the server ended before the first accept",
         };
+        if why == GiveUp::Stopped && self.parts.upstream.is_none() {
+            // Nobody waits for this process to take over: a stop like any other.
+            self.end = Some(Ok(Exit { successor: None, drained: Duration::ZERO, cut: 0 }));
+            return;
+        }
         let error = self.server_error.take();
         let error =
             error.unwrap_or_else(|| Error::new(ErrorKind::GaveUp, format!("take over: {reason}")));
@@ -814,7 +858,10 @@ impl<R: Runtime> Driver<R> {
     }
 
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let at = if self.end.is_some() { self.closing } else { self.machine.poll_timeout() };
+        let at = match self.end {
+            Some(_) => self.closing,
+            None => [self.machine.poll_timeout(), self.settle_at].into_iter().flatten().min(),
+        };
         let Some(at) = at else {
             self.timer = None;
             return Poll::Pending;

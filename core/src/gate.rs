@@ -37,7 +37,7 @@ enum Slot<S> {
     Closed(OwnedFd),
     /// Open; registered at the next poll, inside the runtime's context.
     Open { socket: OwnedFd, last: bool },
-    /// Open and registered. `last`: it ends when its queue is empty.
+    /// Open and registered. `last`: it takes what is queued and is closed then.
     Attached { socket: S, last: bool },
     /// Given up; or, for an instant under the lock, between two of the others.
     Ended,
@@ -107,29 +107,24 @@ impl<S: Source> Gated<S> {
     ) -> Poll<io::Result<Option<T>>> {
         loop {
             let slot = self.read();
-            let emptied = match &*slot {
-                Slot::Attached { socket, last } => match operation(socket, context) {
-                    Poll::Ready(result) => {
+            match &*slot {
+                Slot::Attached { socket, .. } => {
+                    if let Poll::Ready(result) = operation(socket, context) {
                         self.shared.waiters.pass_on(context.waker());
                         return Poll::Ready(result.map(Some));
                     }
-                    Poll::Pending => *last,
-                },
-                Slot::Closed(_) => false,
+                }
+                Slot::Closed(_) => {}
                 Slot::Ended => return Poll::Ready(Ok(None)),
                 Slot::Open { .. } => {
                     drop(slot);
                     ready!(self.attach())?;
                     continue;
                 }
-            };
-            if !emptied {
-                // Still under the lock: whoever changes the slot wakes us afterwards.
-                self.shared.waiters.register(context.waker());
-                return Poll::Pending;
             }
-            drop(slot);
-            self.settle();
+            // Still under the lock: whoever changes the slot wakes us afterwards.
+            self.shared.waiters.register(context.waker());
+            return Poll::Pending;
         }
     }
 
@@ -179,10 +174,12 @@ pub(crate) trait Gate: Send + Sync {
     fn close(&self);
     /// Closes the socket of a closed gate; lets one that is open serve what is queued first.
     fn let_go(&self);
-    /// Ends it if it serves its last connections and no more wait; whether it has ended.
+    /// Ends it if it serves its last connections and no more wait; whether it does so no longer.
     fn settle(&self) -> bool;
     /// Whether the socket has been given up.
     fn has_ended(&self) -> bool;
+    /// Whether a successor may have the socket: neither given up nor about to be.
+    fn is_kept(&self) -> bool;
     /// Closes the socket at once.
     fn end(&self);
     /// A copy of the descriptor, for a successor.
@@ -195,6 +192,10 @@ impl<S: Source> Gate for Gated<S> {
         if let Slot::Closed(_) = &*slot
             && let Slot::Closed(socket) = std::mem::replace(&mut *slot, Slot::Ended)
         {
+            if self.shared.kind == Kind::TcpListener {
+                // A successor that closed it for good, and died, has left its filter behind.
+                let _ = bind::allow_new_connections(socket.as_fd());
+            }
             *slot = Slot::Open { socket, last: false };
         }
         drop(slot);
@@ -233,22 +234,29 @@ impl<S: Source> Gate for Gated<S> {
 
     fn settle(&self) -> bool {
         let mut slot = self.write();
-        let done = match &*slot {
-            Slot::Ended => true,
-            Slot::Open { socket, last: true } => !is_readable(socket.as_fd()),
-            Slot::Attached { socket, last: true } => !is_readable(socket.as_fd()),
-            _ => false,
+        let waits = match &*slot {
+            Slot::Open { socket, last: true } => is_readable(socket.as_fd()),
+            Slot::Attached { socket, last: true } => is_readable(socket.as_fd()),
+            _ => return true,
         };
-        if done {
+        if !waits {
             *slot = Slot::Ended;
             drop(slot);
             self.shared.waiters.wake_all();
         }
-        done
+        !waits
     }
 
     fn has_ended(&self) -> bool {
         matches!(&*self.read(), Slot::Ended)
+    }
+
+    fn is_kept(&self) -> bool {
+        match &*self.read() {
+            Slot::Closed(_) => true,
+            Slot::Open { last, .. } | Slot::Attached { last, .. } => !last,
+            Slot::Ended => false,
+        }
     }
 
     fn end(&self) {

@@ -30,6 +30,8 @@ pub(crate) enum Request {
     Restart(Reply),
     Stop,
     Quit,
+    /// A listener was given up and is to be closed when its queue is empty.
+    Settle,
 }
 
 /// What a process and its driver share.
@@ -164,7 +166,9 @@ impl<R: Runtime> Handle<R> {
     /// Gives the sockets of a name up while serving: what is queued is still accepted, then the
     /// listener's stream ends and the socket is closed. Returns whether there was such a name.
     pub fn close(&self, name: &str) -> bool {
-        self.shared.registry.close_one(name)
+        let found = self.shared.registry.close_one(name);
+        let _ = self.requests.unbounded_send(Request::Settle);
+        found
     }
 
     /// State of this type that the predecessor handed over, as it was when this process was

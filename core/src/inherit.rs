@@ -11,19 +11,15 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::activation;
 use crate::bind::SocketFile;
-use crate::descriptor::describe;
+use crate::descriptor::{describe, differs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ownership::Ownership;
 use crate::protocol::channel::{Channel, Received};
 use crate::protocol::frame::{Entry, Frame, VERSIONS};
 use crate::raw;
 use crate::registry::{Fate, Inherited};
-use crate::spawn::is_dead;
+use crate::spawn::{VARIABLE, is_dead};
 use crate::state;
-
-/// The variable by which a successor knows that it is one: instance, descriptor, and the socket's
-/// identity. Inherited by a helper or a grandchild, it fits no descriptor there and means nothing.
-pub(crate) const VARIABLE: &str = "HANDOVER";
 
 /// A dying process closes its sockets before its pidfd becomes readable.
 const DYING: Duration = Duration::from_secs(1);
@@ -309,12 +305,15 @@ impl Offer {
                 }
             }
             Entry::Named { name, index, kind, address, activated, file } => {
-                let (have, _) = describe(descriptor.as_fd())
+                let differs = differs(descriptor.as_fd(), kind, &address)
                     .map_err(|error| failed(&format!("look at `{name}`"), error))?;
-                if have != kind {
+                if let Some((have, at)) = differs {
                     return Err(Error::new(
                         ErrorKind::Inherit,
-                        format!("take over `{name}`: it was announced as {kind} and is {have}"),
+                        format!(
+                            "take over `{name}`: it was announced as {kind} at {address} and is \
+                             {have} at {at}"
+                        ),
                     ));
                 }
                 self.sockets.push(Inherited {

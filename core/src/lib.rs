@@ -11,6 +11,7 @@ mod handle;
 mod hooks;
 mod in_flight;
 mod inherit;
+mod join;
 pub mod machine;
 mod notify;
 mod outcome;

@@ -348,7 +348,7 @@ enum Phase {
     /// Committed; the successor has not confirmed yet.
     Confirming {
         deadline: Deadline,
-        killed: bool,
+        fate: Fate,
         drain: Drain,
     },
     /// The successor serves; this process is its heir.
@@ -373,6 +373,15 @@ enum Phase {
         stopped: bool,
     },
     Exited,
+}
+
+/// What became of a successor that has not confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Fate {
+    Awaited,
+    Killed,
+    /// Killed in vain: it hangs in the kernel and holds the lock.
+    Unkillable,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -491,22 +500,17 @@ impl Machine {
                 self.give_up(GiveUp::Deadline);
             }
             Phase::Forking { step, deadline } if deadline.0 <= now => self.step_timeout(step, now),
-            Phase::Confirming { deadline, killed, drain } if deadline.0 <= now => {
-                if killed {
-                    // Whoever was killed never takes the lock later. If it holds it, nobody else
-                    // may accept; if it never got as far, nobody but us would.
+            Phase::Confirming { deadline, fate, drain } if deadline.0 <= now => match fate {
+                Fate::Awaited => self.kill(drain, now),
+                // Whoever was killed never takes the lock later. If it holds it, nobody else may
+                // accept; if it never got as far, nobody but us would.
+                Fate::Killed => {
                     let why = Failure::Unkillable;
                     self.phase = Phase::Resuming { why, reported: false, drain };
                     self.push(Action::Lock);
-                } else {
-                    self.push(Action::Kill(self.attempt));
-                    self.phase = Phase::Confirming {
-                        deadline: Deadline(now + UNKILLABLE),
-                        killed: true,
-                        drain,
-                    };
                 }
-            }
+                Fate::Unkillable => self.let_go(drain),
+            },
             Phase::Probation { deadline, drain } if deadline.0 <= now => {
                 self.push(Action::Settled);
                 self.let_go(drain);
@@ -697,10 +701,17 @@ impl Machine {
                     // Nobody read a COMMIT from us, so this is an ancestor that serves again.
                     self.report(Err(Failure::Exited));
                     self.push(Action::Closing);
-                    self.let_go(self.drain_from(now));
+                    self.release(self.drain_from(now));
                 }
             }
             Phase::Resuming { why, reported, drain } => {
+                let unkillable = why == Failure::Unkillable;
+                if unkillable && !won {
+                    // It holds the lock, and falls with it: stay the heir while we are here.
+                    let fate = Fate::Unkillable;
+                    self.phase = Phase::Confirming { deadline: drain.end, fate, drain };
+                    return;
+                }
                 if won {
                     self.phase = Phase::Serving;
                     self.push(Action::OpenGates);
@@ -709,14 +720,14 @@ impl Machine {
                 if !reported {
                     self.report(Err(why));
                 }
-                if why != Failure::Unkillable {
-                    self.push(Action::Forget(self.attempt));
-                } else if won {
+                if unkillable {
                     self.ghost = Some(self.attempt);
+                } else {
+                    self.push(Action::Forget(self.attempt));
                 }
                 if !won {
                     // A younger generation serves: go on draining.
-                    self.let_go(drain);
+                    self.release(drain);
                 }
             }
             _ => {}
@@ -804,8 +815,8 @@ impl Machine {
                 (_, Heard::Lost) => self.abort(Failure::Exited, false, now),
                 (_, _) => self.abort(Failure::Protocol, false, now),
             },
-            Phase::Confirming { killed, drain, .. } => match heard {
-                Heard::Serving if !killed => {
+            Phase::Confirming { fate, drain, .. } => match heard {
+                Heard::Serving if fate == Fate::Awaited => {
                     self.release_predecessor();
                     self.report(Ok(()));
                     let probation = Deadline(now + self.timing.probation);
@@ -814,18 +825,20 @@ impl Machine {
                 // Even if it was killed: these say that it confirmed, too late for us but in time
                 // for its own successor or for whoever stopped it, and its death must not call us
                 // back.
-                Heard::Stopping => self.release(drain),
-                Heard::Release if killed => self.let_go(drain),
-                Heard::Lost => {}
-                _ if killed => {}
-                _ => {
-                    self.push(Action::Kill(attempt));
-                    let deadline = Deadline(now + UNKILLABLE);
-                    self.phase = Phase::Confirming { deadline, killed: true, drain };
+                Heard::Stopping => {
+                    self.release(drain);
+                    self.push(Action::SayReleased(attempt));
                 }
+                Heard::Release if fate != Fate::Awaited => self.release(drain),
+                Heard::Lost => {}
+                _ if fate != Fate::Awaited => {}
+                _ => self.kill(drain, now),
             },
             Phase::Probation { drain, .. } => match heard {
-                Heard::Stopping => self.release(drain),
+                Heard::Stopping => {
+                    self.release(drain);
+                    self.push(Action::SayReleased(attempt));
+                }
                 Heard::Release => {
                     self.push(Action::Settled);
                     self.let_go(drain);
@@ -846,7 +859,7 @@ impl Machine {
                 self.push(Action::Closing);
                 self.phase = Phase::Confirming {
                     deadline: Deadline(now + self.timing.confirm),
-                    killed: false,
+                    fate: Fate::Awaited,
                     drain: self.drain_from(now),
                 };
             } else {
@@ -870,8 +883,11 @@ impl Machine {
             }
             Phase::Forking { step: Step::Committing, .. } => {}
             Phase::Forking { .. } => self.failed(Failure::Exited, false, now),
-            Phase::Confirming { killed, drain, .. } => {
-                let why = if killed { Failure::NotConfirmed } else { Failure::DiedAfterCommit };
+            Phase::Confirming { fate, drain, .. } => {
+                let why = match fate {
+                    Fate::Awaited => Failure::DiedAfterCommit,
+                    Fate::Killed | Fate::Unkillable => Failure::NotConfirmed,
+                };
                 self.phase = Phase::Resuming { why, reported: false, drain };
                 self.push(Action::Lock);
             }
@@ -921,6 +937,13 @@ impl Machine {
         self.step(Step::Aborting { why, stop, killed: false }, now + self.timing.abort);
     }
 
+    /// The successor was committed to and does not confirm.
+    fn kill(&mut self, drain: Drain, now: Instant) {
+        self.push(Action::Kill(self.attempt));
+        let deadline = Deadline(now + UNKILLABLE);
+        self.phase = Phase::Confirming { deadline, fate: Fate::Killed, drain };
+    }
+
     /// The attempt has left nothing behind.
     fn failed(&mut self, why: Failure, stop: bool, now: Instant) {
         self.report(Err(why));
@@ -956,7 +979,7 @@ impl Machine {
                 self.abort(Failure::Stopping, true, now);
             }
             Phase::Confirming { drain, .. } | Phase::Probation { drain, .. } => {
-                self.let_go(drain);
+                self.release(drain);
                 self.shorten(now);
             }
             Phase::Leaving { stopped: false, .. } => self.shorten(now),
@@ -968,7 +991,7 @@ impl Machine {
     fn quit(&mut self) {
         match self.phase {
             Phase::Confirming { drain, .. } | Phase::Probation { drain, .. } => {
-                self.let_go(drain);
+                self.release(drain);
                 self.cut();
             }
             Phase::Leaving { .. }
@@ -988,7 +1011,7 @@ impl Machine {
             Phase::Forking { step: Step::Aborting { stop: true, .. }, .. } => {}
             Phase::Forking { .. } => self.stop(now),
             // Nobody is left who could accept after a rollback.
-            Phase::Confirming { drain, .. } | Phase::Probation { drain, .. } => self.let_go(drain),
+            Phase::Confirming { drain, .. } | Phase::Probation { drain, .. } => self.release(drain),
             _ => {}
         }
     }
@@ -1010,10 +1033,11 @@ impl Machine {
         }
     }
 
-    /// The successor stops on purpose: close the copies, tell it, and drain.
+    /// Somebody stops on purpose, or serves already: neither this process nor its predecessor is
+    /// to be called back by anybody's end.
     fn release(&mut self, drain: Drain) {
+        self.release_predecessor();
         self.let_go(drain);
-        self.push(Action::SayReleased(self.attempt));
     }
 
     fn release_predecessor(&mut self) {
@@ -1025,11 +1049,13 @@ impl Machine {
 
     /// From here on this process is nobody's heir, whatever becomes of the successor.
     fn let_go(&mut self, drain: Drain) {
-        if let Phase::Confirming { killed, .. } = self.phase {
-            self.report(if killed { Err(Failure::NotConfirmed) } else { Ok(()) });
+        if let Phase::Confirming { fate, .. } = self.phase {
+            self.report(match fate {
+                Fate::Awaited => Ok(()),
+                Fate::Killed => Err(Failure::NotConfirmed),
+                Fate::Unkillable => Err(Failure::Unkillable),
+            });
         }
-        // Our own end must not call an ancestor back.
-        self.release_predecessor();
         self.push(Action::LetGo);
         self.phase =
             Phase::Leaving { linger: Some(drain.linger), drain: drain.end, stopped: false };

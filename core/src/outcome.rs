@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-pub use crate::machine::Failure;
+use crate::machine::Failure;
 use crate::spawn::Ended;
 
 /// A successful restart: who took over, and how.

@@ -182,7 +182,7 @@ impl Registry {
         }
         let mut inner = self.lock();
         inner.prune();
-        if inner.entries.iter().any(|entry| entry.name == name) {
+        if inner.entries.iter().any(|entry| entry.name == name && entry.is_kept()) {
             return refused("the name is in use already".into());
         }
         let offered = inner.offered(wanted);
@@ -213,7 +213,7 @@ impl Registry {
             made.push(make()?);
         }
         let mut inner = self.lock();
-        if inner.entries.iter().any(|entry| entry.name == name) {
+        if inner.entries.iter().any(|entry| entry.name == name && entry.is_kept()) {
             return refused("the name is in use already".into());
         }
         let mut sockets = Vec::with_capacity(count);
@@ -286,7 +286,7 @@ impl Registry {
         inner.prune();
         let mut ids = Vec::new();
         let mut offer = Vec::new();
-        for entry in &inner.entries {
+        for entry in inner.entries.iter().filter(|entry| entry.is_kept()) {
             let descriptor = match &entry.holder {
                 Holder::Gate(gate) => Arc::new(gate.duplicate()?),
                 Holder::Shared(descriptor) => Arc::clone(descriptor),
@@ -378,7 +378,16 @@ impl Registry {
         found
     }
 
-    /// Whether nothing accepts or waits to be accepted any more.
+    /// Whether nothing is about to be closed.
+    pub(crate) fn is_settled(&self) -> bool {
+        let inner = self.lock();
+        inner.entries.iter().all(|entry| match &entry.holder {
+            Holder::Gate(gate) => gate.is_kept() || gate.has_ended(),
+            _ => true,
+        })
+    }
+
+    /// Closes what has served its last connection; whether nothing is about to be closed any more.
     pub(crate) fn settle(&self) -> bool {
         let inner = self.lock();
         let gates = inner.entries.iter().filter_map(|entry| match &entry.holder {
@@ -477,6 +486,13 @@ impl Inner {
 }
 
 impl Entry {
+    fn is_kept(&self) -> bool {
+        match &self.holder {
+            Holder::Gate(gate) => gate.is_kept(),
+            Holder::Shared(_) | Holder::Claim => true,
+        }
+    }
+
     fn close_for_good(&mut self) {
         // Before the close, so that no client finds a name that nobody answers.
         if let Some(file) = self.file.take()
@@ -491,7 +507,10 @@ impl Entry {
                 gate.end();
             } else {
                 gate.let_go();
-                gate.settle();
+                // A handshake may be under way; nothing else has one.
+                if self.kind != Kind::TcpListener {
+                    gate.settle();
+                }
             }
         }
     }

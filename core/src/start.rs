@@ -13,6 +13,7 @@ use crate::handle::{Handle, Shared};
 use crate::hooks::{Event, HookResult, Hooks, When};
 use crate::inherit::{self, Generation, Upstream};
 use crate::outcome::{Exit, RestartError, ServerOutput, Takeover};
+use crate::join::Seat;
 use crate::ownership::Ownership;
 use crate::policy::Policy;
 use crate::protocol::frame::Frame;
@@ -196,17 +197,19 @@ impl<R: Runtime> Start<R> {
         parts.signals.extend(catch(&parts.runtime, &hooked)?);
         let mut driver = Driver::new(parts)?;
         let mut server = pin!(Some(server));
+        let (seat, driver_seat) = (Seat::new(), Seat::new());
         poll_fn(move |context| {
             // The server first: its accept then waits at the gate when it opens.
             if let Some(running) = server.as_mut().as_pin_mut()
-                && let Poll::Ready(output) = running.poll(context)
+                && let Poll::Ready(output) = seat.poll(context, |context| running.poll(context))
             {
                 server.set(None);
                 driver.server_ended(output.into_error().map(|error| {
                     Error::with_source(ErrorKind::Server, "the server failed", error)
                 }));
+                driver_seat.wake();
             }
-            driver.poll(context)
+            driver_seat.poll(context, |context| driver.poll(context))
         })
         .await
     }

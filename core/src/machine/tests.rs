@@ -382,7 +382,7 @@ mod table {
             ("confirming", g(SuccessorDied(1)), &[Lock], DRAINING),
             ("confirming", Do::Time, &[Kill(1)], DRAINING),
             ("confirming", g(Stop), &[Report(1, Ok(())), LetGo], DRAINING),
-            ("confirming+heir", g(Stop), &[Report(1, Ok(())), SayRelease, LetGo], DRAINING),
+            ("confirming+heir", g(Stop), &[SayRelease, Report(1, Ok(())), LetGo], DRAINING),
             ("confirming", g(Quit), &[Report(1, Ok(())), LetGo, Cut, Exit], EXITED),
             ("confirming", g(ServerEnded), &[Report(1, Ok(())), LetGo], DRAINING),
             ("confirming", g(Restart), &[Refuse(Failure::Stopping)], DRAINING),
@@ -431,8 +431,19 @@ mod table {
         assert_eq!(rig.step(Restart), [Refuse(why)]);
         assert_eq!(rig.step(SuccessorDied(1)), [Forget(1)]);
         assert_eq!(rig.step(Restart), [Vet(2)]);
-        assert_eq!(held.step(Locked(false)), [Report(1, Err(why)), LetGo]);
-        assert_eq!(held.step(SuccessorDied(1)), [Forget(1)]);
+        // It holds the lock: as long as this process is there it waits for the death.
+        assert_eq!(held.step(Locked(false)), []);
+        let mut late = held.clone();
+        let why = Failure::NotConfirmed;
+        assert_eq!(held.step(SuccessorDied(1)), [Lock]);
+        assert_eq!(
+            held.step(Locked(true)),
+            [OpenGates, RolledBack(why), Report(1, Err(why)), Forget(1)]
+        );
+        assert_eq!(
+            late.step(Do::Time),
+            [Report(1, Err(Failure::Unkillable)), LetGo, Over, Cut, Exit]
+        );
     }
 
     #[test]
@@ -802,7 +813,7 @@ impl Bench {
             Do::Give(Input::Vetted(..)) => watch.vet = None,
             Do::Give(Input::Sealed(..)) => watch.seal = None,
             Do::Give(Input::ServerEnded) => watch.server_ended = true,
-            Do::Give(Input::Stop) => watch.stopped = true,
+            Do::Give(Input::Stop) => watch.stopped |= !watch.exited,
             Do::Give(Input::Predecessor(told)) => {
                 watch.disturbed = true;
                 watch.told_commit |= told == Told::Commit;
@@ -826,7 +837,8 @@ impl Bench {
                 child.stopping |= heard == Heard::Stopping;
                 // Without SERVING before it, RELEASE is a bad frame.
                 child.settled |= match old.phase {
-                    Phase::Probation { .. } | Phase::Confirming { killed: true, .. } => {
+                    Phase::Probation { .. }
+                    | Phase::Confirming { fate: Fate::Killed | Fate::Unkillable, .. } => {
                         matches!(heard, Heard::Stopping | Heard::Release)
                     }
                     _ => heard == Heard::Stopping && child.committed,
@@ -1093,11 +1105,11 @@ fn explore(timing: Timing, has_predecessor: bool, restarts: Attempt) -> usize {
 
 #[test]
 fn every_sequence_of_inputs() {
-    for (name, timing) in [("ordinary", timing()), ("hasty", hasty())] {
+    for (name, timing, restarts) in [("ordinary", timing(), 2), ("hasty", hasty(), 1)] {
         for has_predecessor in [false, true] {
-            let states = explore(timing, has_predecessor, 2);
+            let states = explore(timing, has_predecessor, restarts);
             println!("{name} timing, predecessor {has_predecessor}: {states} states");
-            assert!(states > 1_000);
+            assert!(states > 500);
         }
     }
 }
