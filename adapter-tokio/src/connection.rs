@@ -129,4 +129,3 @@ impl<S: AsyncWrite> futures::AsyncWrite for Connection<S> {
         self.project().stream.poll_shutdown(context)
     }
 }
-

@@ -1,10 +1,10 @@
 //! Handover for tokio.
+#[cfg(feature = "axum08")]
+mod axum;
 mod connection;
 mod datagram;
 mod listener;
 mod runtime;
-#[cfg(feature = "axum08")]
-mod axum;
 
 pub use connection::Connection;
 pub use datagram::{UdpSocket, UnixDatagram};

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use handover_core::{Claim, Gated, Source};
+use handover_core::{Claim, Gated, Listener, Source};
 use tokio::net::{TcpStream, UnixStream, unix};
 
 use crate::Connection;
@@ -72,10 +72,7 @@ macro_rules! listener {
             ) -> impl Stream<Item = io::Result<Connection<$stream>>> + Send + Unpin + use<> {
                 let listener = self.clone();
                 futures::stream::poll_fn(move |context| {
-                    let accepted = listener.poll_accept(context).map_ok(|accepted| {
-                        accepted.map(|(connection, _)| connection)
-                    });
-                    accepted.map(Result::transpose)
+                    Listener::poll_accept(&listener, context).map(Result::transpose)
                 })
             }
 
@@ -102,6 +99,18 @@ macro_rules! listener {
                 accepted.map_ok(|accepted| {
                     accepted.map(|((stream, peer), guard)| (Connection::new(stream, guard), peer))
                 })
+            }
+        }
+
+        impl Listener for $listener {
+            type Connection = Connection<$stream>;
+
+            fn poll_accept(
+                &self,
+                context: &mut Context<'_>,
+            ) -> Poll<io::Result<Option<Self::Connection>>> {
+                <$listener>::poll_accept(self, context)
+                    .map_ok(|accepted| accepted.map(|(connection, _)| connection))
             }
         }
 

@@ -30,9 +30,8 @@ impl Runtime for Tokio {
     }
 
     fn signals(&self, signals: &[Signal]) -> io::Result<Signals> {
-        let catch = |signal: &Signal| {
-            Ok((*signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?))
-        };
+        let catch =
+            |signal: &Signal| Ok((*signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?));
         Ok(Signals(signals.iter().map(catch).collect::<io::Result<_>>()?))
     }
 

@@ -188,10 +188,12 @@ impl Successor {
         let (channel, socket) = Channel::pair()?;
         let (done, spawning) = oneshot::channel();
         std::thread::Builder::new().name("handover-spawn".into()).spawn(move || {
-            let started = job.providers.seal(job.limit).map_err(NotStarted::State).and_then(|state| {
-                let child = job.launch.spawn(socket, &job.instance).map_err(NotStarted::Spawn)?;
-                Ok((child, state))
-            });
+            let started =
+                job.providers.seal(job.limit).map_err(NotStarted::State).and_then(|state| {
+                    let child =
+                        job.launch.spawn(socket, &job.instance).map_err(NotStarted::Spawn)?;
+                    Ok((child, state))
+                });
             if let Err(Ok((child, _))) = done.send(started) {
                 // The driver is gone: nobody would reap the successor, or answer it.
                 kill_tree(child.pidfd.as_fd(), child.pid);

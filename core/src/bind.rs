@@ -1,4 +1,3 @@
-use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -254,8 +253,7 @@ fn unix_socket(
                 drop(lock);
             }
             _ => {
-                let full = [b"\0", bytes].concat();
-                socket.bind(&SockAddr::unix(OsStr::from_bytes(&full))?)?;
+                socket.bind(&address.to_socket()?)?;
                 if ty != Type::DGRAM {
                     socket.listen(options.backlog_or_default())?;
                 }

@@ -100,6 +100,18 @@ pub enum Address {
 }
 
 impl Address {
+    /// The address for a system call.
+    pub(crate) fn to_socket(&self) -> io::Result<SockAddr> {
+        match self {
+            Address::Ip(address) => Ok((*address).into()),
+            Address::Path(path) => SockAddr::unix(path),
+            Address::Abstract(name) => {
+                SockAddr::unix(std::ffi::OsStr::from_bytes(&[b"\0", name.as_slice()].concat()))
+            }
+            Address::None => Err(io::Error::new(io::ErrorKind::InvalidInput, "no address")),
+        }
+    }
+
     /// Appends a form that [`decode`](Address::decode) understands, on this machine or another.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {

@@ -24,9 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{Reply, Request, Shared};
 use crate::hooks::{Event, HookResult, Hooks, When};
 use crate::inherit::{Generation, Upstream};
-use crate::machine::{
-    Action, Attempt, Failure, GiveUp, Heard, Input, Machine, State, Told,
-};
+use crate::machine::{Action, Attempt, Failure, GiveUp, Heard, Input, Machine, State, Told};
 use crate::notify::Notifier;
 use crate::outcome::{Exit, RestartError, Takeover};
 use crate::ownership::Ownership;
@@ -193,7 +191,9 @@ impl<R: Runtime> Driver<R> {
         if let Poll::Ready(tokens) = self.poller.poll(context) {
             match tokens {
                 Ok(tokens) => self.ready(&tokens),
-                Err(error) => tracing::error!(%error, "the handover's descriptors cannot be watched"),
+                Err(error) => {
+                    tracing::error!(%error, "the handover's descriptors cannot be watched")
+                }
             }
         }
         self.poll_begin(context);
@@ -407,9 +407,9 @@ impl<R: Runtime> Driver<R> {
             }
             tracing::debug!(%signal, ?verb, "signal");
             match self.parts.hooks.run(When::Before, Event::Signal(signal)) {
-                Some(hooks) => self.considering.push(Box::pin(async move {
-                    Considered::Signal(signal, verb, hooks.await)
-                })),
+                Some(hooks) => self
+                    .considering
+                    .push(Box::pin(async move { Considered::Signal(signal, verb, hooks.await) })),
                 None => self.considered(Considered::Signal(signal, verb, Ok(()))),
             }
         }
@@ -507,7 +507,8 @@ impl<R: Runtime> Driver<R> {
             Action::CloseGates(_) => {
                 self.closing = Some(now);
                 if let Some(successor) = &mut self.successor {
-                    let (claimed, dropped) = self.parts.shared.registry.claimed(&successor.log.claims());
+                    let (claimed, dropped) =
+                        self.parts.shared.registry.claimed(&successor.log.claims());
                     successor.takeover.bound = successor.log.bound();
                     successor.takeover.claimed = claimed;
                     successor.takeover.dropped = dropped;
@@ -561,7 +562,8 @@ impl<R: Runtime> Driver<R> {
             Action::SayStopping => self.say(&Frame::Stopping),
             Action::SayRelease => self.say(&Frame::Release),
             Action::SayReleased(_) => {
-                if let Some(channel) = self.successor.as_mut().and_then(|known| known.channel.as_mut())
+                if let Some(channel) =
+                    self.successor.as_mut().and_then(|known| known.channel.as_mut())
                 {
                     let _ = channel.send(&Frame::Released, Vec::new());
                 }
@@ -653,8 +655,13 @@ impl<R: Runtime> Driver<R> {
 
     fn offer(&mut self, number: Attempt) {
         let parts = &self.parts;
-        let older: Vec<_> =
-            parts.older.iter().filter(|older| older.is_alive()).chain([&parts.own]).cloned().collect();
+        let older: Vec<_> = parts
+            .older
+            .iter()
+            .filter(|older| older.is_alive())
+            .chain([&parts.own])
+            .cloned()
+            .collect();
         let now = parts.runtime.now();
         let Some(successor) = &mut self.successor else { return };
         successor.step(now, |steps, took| steps.hello = took);
@@ -735,7 +742,11 @@ impl<R: Runtime> Driver<R> {
         self.run_after(Event::Restart);
     }
 
-    fn answer(&mut self, reply: Option<Reply>, outcome: std::result::Result<Takeover, RestartError>) {
+    fn answer(
+        &mut self,
+        reply: Option<Reply>,
+        outcome: std::result::Result<Takeover, RestartError>,
+    ) {
         match &outcome {
             Ok(takeover) => tracing::info!(
                 pid = takeover.pid,

@@ -10,8 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::task::{Context, Poll, ready};
 
+use socket2::SockRef;
+
 use crate::bind;
-use crate::descriptor::Kind;
+use crate::descriptor::{Address, Kind};
+use crate::drain::Drain;
 use crate::in_flight::{Guard, InFlight};
 use crate::waiters::Waiters;
 
@@ -47,6 +50,7 @@ struct Shared<S> {
     slot: RwLock<Slot<S>>,
     waiters: Waiters,
     in_flight: Arc<InFlight>,
+    drain: Drain,
     kind: Kind,
 }
 
@@ -66,14 +70,16 @@ impl<S> Clone for Gated<S> {
 }
 
 impl<S: Source> Gated<S> {
-    pub(crate) fn new(socket: OwnedFd, kind: Kind, in_flight: Arc<InFlight>, open: bool) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        kind: Kind,
+        in_flight: Arc<InFlight>,
+        drain: Drain,
+        open: bool,
+    ) -> Self {
         let slot = if open { Slot::Open { socket, last: false } } else { Slot::Closed(socket) };
-        let shared = Shared {
-            slot: RwLock::new(slot),
-            waiters: Waiters::default(),
-            in_flight,
-            kind,
-        };
+        let shared =
+            Shared { slot: RwLock::new(slot), waiters: Waiters::default(), in_flight, drain, kind };
         Self { shared: Arc::new(shared) }
     }
 
@@ -128,14 +134,31 @@ impl<S: Source> Gated<S> {
         }
     }
 
-    /// Uses the socket whether the gate is open or closed, for sending datagrams: answers to what
-    /// this process has received are its own to give. `None` once it has been given up.
+    /// Looks at the socket, whether the gate is open or closed. `None` once it has been given up.
     pub fn with_socket<T>(&self, operation: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
         match &*self.read() {
             Slot::Closed(socket) | Slot::Open { socket, .. } => Some(operation(socket.as_fd())),
             Slot::Attached { socket, .. } => Some(operation(socket.as_fd())),
             Slot::Ended => None,
         }
+    }
+
+    /// The drain signal for the connections that come through this gate.
+    pub fn drain(&self) -> &Drain {
+        &self.shared.drain
+    }
+
+    /// Sends a datagram without waiting, whether the gate is open or closed: answers to what this
+    /// process has received are its own to give.
+    ///
+    /// # Errors
+    /// Those of the system call; `WouldBlock` if a buffer is full; `NotConnected` once the socket
+    /// has been given up; `InvalidInput` for an address to which nothing can be sent.
+    pub fn send(&self, datagram: &[u8], to: &Address) -> io::Result<usize> {
+        let to = to.to_socket()?;
+        self.with_socket(|socket| SockRef::from(&socket).send_to(datagram, &to)).unwrap_or_else(
+            || Err(io::Error::new(io::ErrorKind::NotConnected, "the socket has been given up")),
+        )
     }
 
     fn attach(&self) -> Poll<io::Result<()>> {

@@ -203,8 +203,7 @@ impl<R: Runtime> Handle<R> {
     ) -> Result<OwnedFd> {
         let wanted = Wanted { name, count: 1, kind, addresses: &[] };
         self.shared.registry.share(&wanted, || {
-            let failed =
-                |error| Error::with_source(ErrorKind::Os, format!("open `{name}`"), error);
+            let failed = |error| Error::with_source(ErrorKind::Os, format!("open `{name}`"), error);
             let made: OwnedFd = make().map_err(failed)?.into();
             let (have, _) = describe(std::os::fd::AsFd::as_fd(&made)).map_err(failed)?;
             if have != kind {
@@ -359,7 +358,8 @@ impl<R: Sockets> Handle<R> {
     /// # Errors
     /// As for [`listen_unix`](Self::listen_unix).
     pub fn unix_datagram(&self, name: &str, path: impl AsRef<Path>) -> Result<R::UnixDatagram> {
-        let make = |address: &Address| bind::unix_datagram(name, address, &ListenOptions::default());
+        let make =
+            |address: &Address| bind::unix_datagram(name, address, &ListenOptions::default());
         self.unix(name, path.as_ref(), Kind::UnixDatagram, make).map(Into::into)
     }
 
@@ -372,8 +372,7 @@ impl<R: Sockets> Handle<R> {
     ) -> Result<Claim> {
         let addresses = [unix_address(path)];
         let wanted = Wanted { name, count: 1, kind, addresses: &addresses };
-        let mut claims =
-            self.shared.registry.claim(&wanted, || made_at(&addresses[0], &make))?;
+        let mut claims = self.shared.registry.claim(&wanted, || made_at(&addresses[0], &make))?;
         claims.pop().ok_or_else(|| nothing(name))
     }
 }

@@ -63,7 +63,11 @@ impl Hooks {
 
     /// Runs the hooks in the order in which they were added; the first error ends it. `None` if
     /// there are none.
-    pub(crate) fn run(&mut self, when: When, event: Event) -> Option<BoxFuture<'static, HookResult>> {
+    pub(crate) fn run(
+        &mut self,
+        when: When,
+        event: Event,
+    ) -> Option<BoxFuture<'static, HookResult>> {
         let hooks = self.0.get_mut(&(when, event)).filter(|hooks| !hooks.is_empty())?;
         // Called here, awaited there: a hook is a closure that makes a future.
         let futures: Vec<_> = hooks.iter_mut().map(|hook| hook()).collect();

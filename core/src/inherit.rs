@@ -173,7 +173,10 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
         _ => None,
     };
     if upstream.is_none() {
-        tracing::warn!(pid = number(peer.pid), "the predecessor died before its offer was complete");
+        tracing::warn!(
+            pid = number(peer.pid),
+            "the predecessor died before its offer was complete"
+        );
     }
     Ok(Legacy {
         upstream,
@@ -248,7 +251,8 @@ impl Offer {
     }
 
     fn frame(&mut self, frame: Frame, descriptors: Vec<OwnedFd>) -> Result<()> {
-        let broken = |what: &str| Err(Error::new(ErrorKind::Protocol, format!("take over: {what}")));
+        let broken =
+            |what: &str| Err(Error::new(ErrorKind::Protocol, format!("take over: {what}")));
         match frame {
             Frame::Offer { version, generation, total } => {
                 if !(VERSIONS.0..=VERSIONS.1).contains(&version) {
@@ -287,8 +291,9 @@ impl Offer {
     }
 
     fn entry(&mut self, entry: Entry, descriptor: OwnedFd) -> Result<()> {
-        let failed =
-            |what: &str, error| Error::with_source(ErrorKind::Inherit, format!("take over: {what}"), error);
+        let failed = |what: &str, error| {
+            Error::with_source(ErrorKind::Inherit, format!("take over: {what}"), error)
+        };
         match entry {
             Entry::Lock => self.ownership = Some(Ownership::from(descriptor)),
             Entry::State => {

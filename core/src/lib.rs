@@ -1,4 +1,42 @@
-//! Core.
+//! The core of Handover: a server replaces its own process (a new binary, a new configuration) while
+//! its clients notice nothing.
+//!
+//! It is not a runtime, not an HTTP server and not a supervisor. Programs use it through the
+//! `handover` crate and a runtime's module there; this crate is for whoever writes an adapter for
+//! a runtime, or wants the [state machine](machine) alone.
+//!
+//! # The contract
+//!
+//! - The old process hands its sockets to the new one by name, the new one says when it is ready,
+//!   the old one then finishes what it was doing and leaves ([`Start::run`] returns).
+//! - Whatever the new process does wrong before it serves, the old one goes on as before and says
+//!   why ([`RestartError`]). If the new one dies within its probation, the old one serves again.
+//! - At most one process accepts at a time; the kernel keeps the ownership.
+//!
+//! The [manual] says how ([`protocol`](manual::protocol)), what an operator needs to know
+//! ([`operating`](manual::operating)), and why each default is what it is
+//! ([`defaults`](manual::defaults)).
+//!
+//! # How it is built
+//!
+//! [`Machine`](machine::Machine) decides, and does no input or output. One driver, polled inside
+//! [`Start::run`], gives it what happened and does what it says, over a small [`Runtime`] that an
+//! adapter implements. Every accept goes through a [`Gated`] socket, which counts the connection
+//! before it exists and which the driver opens and closes.
+//!
+//! It starts no thread but two short-lived ones per restart (one to start the process, since exec
+//! may block; one to seal application state), catches the signals of its [`Policy`] through the
+//! runtime, keeps one epoll instance and a few descriptors, all close-on-exec, and never changes
+//! its process's environment.
+//!
+//! # Platforms
+//!
+//! Linux 5.4 or newer (pidfds).
+//!
+//! # Cancel safety
+//!
+//! Each async function says what dropping its future does. Dropping `run` ends the instance.
+
 mod activation;
 mod attempt;
 mod bind;
@@ -13,6 +51,7 @@ mod in_flight;
 mod inherit;
 mod join;
 pub mod machine;
+pub mod manual;
 mod notify;
 mod outcome;
 mod ownership;
@@ -41,7 +80,7 @@ pub use machine::{Failure, State};
 pub use outcome::{Exit, RestartError, ServerOutput, Steps, Takeover};
 pub use policy::{Policy, Verb};
 pub use registry::{Claim, Origin};
-pub use runtime::{Runtime, Signal, Sockets};
+pub use runtime::{Datagrams, Listener, Runtime, Signal, Sockets};
 pub use spawn::Ended;
 pub use start::Start;
 pub use state::HandedOver;

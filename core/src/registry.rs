@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bind::SocketFile;
 use crate::descriptor::{Address, Kind, describe};
+use crate::drain::Drain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gate::{Gate, Gated, Source};
 use crate::in_flight::InFlight;
@@ -29,7 +30,8 @@ impl<S: Source> From<Claim> for Gated<S> {
         let mut inner = registry.lock();
         let open = inner.open;
         let kind = inner.entry(id).map_or(Kind::Other, |entry| entry.kind);
-        let gated = Gated::new(socket, kind, Arc::clone(&registry.in_flight), open);
+        let gated =
+            Gated::new(socket, kind, Arc::clone(&registry.in_flight), registry.drain.clone(), open);
         if let Some(entry) = inner.entry(id) {
             entry.holder = Holder::Gate(Arc::new(gated.clone()));
         }
@@ -51,6 +53,7 @@ pub enum Origin {
 pub(crate) struct Registry {
     inner: Mutex<Inner>,
     pub(crate) in_flight: Arc<InFlight>,
+    drain: Drain,
 }
 
 #[derive(Default)]
@@ -120,9 +123,9 @@ pub(crate) struct Wanted<'a> {
 pub(crate) type Made = (OwnedFd, Option<SocketFile>);
 
 impl Registry {
-    pub(crate) fn new(inherited: Vec<Inherited>) -> Self {
+    pub(crate) fn new(inherited: Vec<Inherited>, drain: Drain) -> Self {
         let inner = Inner { inherited, ..Inner::default() };
-        Self { inner: Mutex::new(inner), in_flight: Arc::default() }
+        Self { inner: Mutex::new(inner), in_flight: Arc::default(), drain }
     }
 
     /// Sockets for a listener type: those that were left for this process, or new ones.
@@ -176,7 +179,8 @@ impl Registry {
         mut make: impl FnMut() -> Result<Made>,
     ) -> Result<Vec<(u64, OwnedFd)>> {
         let Wanted { name, count, kind, .. } = *wanted;
-        let refused = |why: String| Err(Error::new(ErrorKind::Claim, format!("claim `{name}`: {why}")));
+        let refused =
+            |why: String| Err(Error::new(ErrorKind::Claim, format!("claim `{name}`: {why}")));
         if !is_name(name) {
             return refused("a name has 1 to 64 bytes and no control characters".into());
         }
@@ -436,8 +440,11 @@ impl Inner {
     fn offered(&self, wanted: &Wanted<'_>) -> Vec<usize> {
         let free = |inherited: &&(usize, &Inherited)| inherited.1.fate == Fate::Unasked;
         let all: Vec<(usize, &Inherited)> = self.inherited.iter().enumerate().collect();
-        let mut named: Vec<_> =
-            all.iter().filter(free).filter(|(_, inherited)| inherited.name == wanted.name).collect();
+        let mut named: Vec<_> = all
+            .iter()
+            .filter(free)
+            .filter(|(_, inherited)| inherited.name == wanted.name)
+            .collect();
         let activated = named.iter().all(|(_, inherited)| inherited.activated);
         if !named.is_empty() {
             named.sort_by_key(|(_, inherited)| inherited.index);

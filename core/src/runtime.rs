@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use futures::Stream;
 
+use crate::descriptor::Address;
 use crate::registry::Claim;
 
 /// A signal, by its number on this platform.
@@ -99,6 +100,40 @@ pub trait Runtime: Clone + Send + Sync + Unpin + 'static {
         context: &mut Context<'_>,
         operation: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> Poll<io::Result<T>>;
+}
+
+/// What every runtime's listener can do, for code that is generic over runtimes: an HTTP server, the
+/// conformance suite.
+pub trait Listener: Clone + Send + Sync + Unpin + 'static {
+    /// An accepted connection, which carries its in-flight guard.
+    type Connection: Send + Unpin + 'static;
+
+    /// Polls for a connection: `None` once the listener has been given up, pending while another
+    /// process owns it.
+    ///
+    /// # Errors
+    /// Those of the system call. Most concern one connection or a shortage of descriptors.
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Option<Self::Connection>>>;
+}
+
+/// What every runtime's datagram socket can do, for code that is generic over runtimes.
+pub trait Datagrams: Clone + Send + Sync + Unpin + 'static {
+    /// Polls for a datagram: its length and its sender; `None` once the socket has been given up,
+    /// pending while another process owns it.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    fn poll_receive(
+        &self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<Option<(usize, Address)>>>;
+
+    /// Sends a datagram without waiting, also while this process drains.
+    ///
+    /// # Errors
+    /// Those of the system call; `WouldBlock` if a buffer is full and nothing was sent.
+    fn try_send(&self, datagram: &[u8], to: &Address) -> io::Result<usize>;
 }
 
 /// The socket types of a runtime, by which [`Handle`](crate::Handle) has the same methods on each.

@@ -12,8 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{Handle, Shared};
 use crate::hooks::{Event, HookResult, Hooks, When};
 use crate::inherit::{self, Generation, Upstream};
-use crate::outcome::{Exit, RestartError, ServerOutput, Takeover};
 use crate::join::Seat;
+use crate::outcome::{Exit, RestartError, ServerOutput, Takeover};
 use crate::ownership::Ownership;
 use crate::policy::Policy;
 use crate::protocol::frame::Frame;
@@ -67,9 +67,10 @@ impl<R: Runtime> Start<R> {
             .map_err(|error| failed("watch this process itself", error))?;
         let signals: Vec<_> = policy.signals.iter().map(|(signal, _)| *signal).collect();
         let signals = catch(&runtime, &signals)?;
+        let drain = Drain::new();
         let shared = Arc::new(Shared {
-            registry: Arc::new(Registry::new(legacy.sockets)),
-            drain: Drain::new(),
+            registry: Arc::new(Registry::new(legacy.sockets, drain.clone())),
+            drain,
             state: StateWatch::new(),
             generation: legacy.generation,
             inherited: legacy.state,
@@ -100,6 +101,11 @@ impl<R: Runtime> Start<R> {
     /// A handle that outlives this value.
     pub fn handle(&self) -> Handle<R> {
         self.handle.clone()
+    }
+
+    /// The runtime, for code that is generic over runtimes.
+    pub fn runtime(&self) -> Option<&R> {
+        self.parts.as_ref().map(|parts| &parts.runtime)
     }
 
     /// The drain signal for this instance's connections.

@@ -104,8 +104,8 @@ impl Inherited {
         let mut rest = bytes.as_slice();
         let mut states = HashMap::new();
         while !rest.is_empty() {
-            let (name, version, state) = take(&mut rest)
-                .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+            let (name, version, state) =
+                take(&mut rest).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
             states.insert(name, (version, state));
         }
         Ok(Self(states))

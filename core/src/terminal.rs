@@ -19,6 +19,10 @@ impl Terminal {
 
 fn has_one() -> bool {
     // The file is there for everybody; it can be opened by whoever has a terminal.
-    open("/dev/tty", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-        .is_ok()
+    open(
+        "/dev/tty",
+        OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+    .is_ok()
 }

@@ -34,8 +34,7 @@ impl Waiters {
     }
 
     pub(crate) fn wake_all(&self) {
-        let wakers =
-            std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let wakers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         wakers.into_iter().for_each(Waker::wake);
     }
 }

@@ -63,11 +63,7 @@ impl Channel {
     ///
     /// # Errors
     /// The socket's; nothing more can be sent then.
-    pub(crate) fn send(
-        &mut self,
-        frame: &Frame,
-        descriptors: Vec<Arc<OwnedFd>>,
-    ) -> io::Result<()> {
+    pub(crate) fn send(&mut self, frame: &Frame, descriptors: Vec<Arc<OwnedFd>>) -> io::Result<()> {
         self.outgoing.push_back(Outgoing { bytes: frame.encode(), descriptors });
         self.flush()
     }
