@@ -88,6 +88,12 @@ pub struct Mark {
     index: usize,
 }
 
+/// Sees what a load's clients see, also when the load is over.
+#[derive(Clone, Debug)]
+pub struct Observer {
+    shared: Arc<Shared>,
+}
+
 /// The condition did not come true in time. Has what the clients had seen by then.
 #[derive(Debug)]
 pub struct NotInTime(pub Box<Report>);
@@ -258,6 +264,12 @@ impl Running {
         self.shared.lock().snapshot()
     }
 
+    /// Somebody else who can take reports.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        Observer { shared: Arc::clone(&self.shared) }
+    }
+
     /// Names the time from now until the value is dropped, to compare what
     /// happens in it with what happens outside.
     pub fn mark(&self, name: impl Into<String>) -> Mark {
@@ -342,6 +354,14 @@ impl Running {
             }
         }
         self.shared.lock().report.clone()
+    }
+}
+
+impl Observer {
+    /// What the clients have seen so far.
+    #[must_use]
+    pub fn snapshot(&self) -> Report {
+        self.shared.lock().snapshot()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The runner's end of a case: takes in events, sees processes die, and reaps them.
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -12,8 +12,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 
+use crate::hygiene;
 use crate::lines::{read_line, write_line};
-use crate::signal::{Exit, Process};
+use crate::signal::{Process, exit_event};
 use crate::timeline::{Event, Timeline};
 use crate::{Doing, Failure, Stamp};
 
@@ -151,9 +152,11 @@ impl Work {
         ];
         fds.extend(self.links.iter().map(|link| PollFd::new(&link.stream, PollFlags::IN)));
         let first = fds.len();
-        fds.extend(self.living.iter().map(|process| {
-            PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)
-        }));
+        fds.extend(
+            self.living
+                .iter()
+                .map(|process| PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)),
+        );
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(_) => return None,
@@ -186,27 +189,25 @@ impl Work {
         if dead.is_empty() {
             return;
         }
-        for pid in dead {
-            self.shared.lock().links.remove(pid);
-        }
-        let (dead, living) =
-            self.living.drain(..).partition(|process| dead.contains(&process.pid()));
-        self.living = living;
-        self.unreaped.extend::<Vec<_>>(dead);
         let timeline = &self.shared.timeline;
+        // Those of earlier: with their parent's death they may have become ours.
         self.unreaped.retain(|process| match process.reap() {
             Ok(Some(exit)) => {
-                note_end(timeline, process.pid(), Some(exit));
+                timeline.note(Some(process.pid()), "inherited by the runner", &[("end", &exit)]);
                 false
             }
-            // Another's child: either that one reaps it, or it will be ours.
-            Err(Errno::CHILD) | Ok(None) => still_listed(process.pid()),
-            Err(_) => false,
+            Ok(None) | Err(_) => hygiene::is_zombie(process.pid()),
         });
-        for process in &self.unreaped {
-            let noted = |event: &Event| event.pid == Some(process.pid()) && event.is("died");
-            if !timeline.events().iter().any(noted) {
-                timeline.note(Some(process.pid()), "died", &[]);
+        let (dead, living): (Vec<_>, _) =
+            self.living.drain(..).partition(|process| dead.contains(&process.pid()));
+        self.living = living;
+        for process in dead {
+            let pid = process.pid();
+            self.shared.lock().links.remove(&pid);
+            let exit = process.reap().ok().flatten();
+            timeline.push(exit_event(pid, exit));
+            if exit.is_none() {
+                self.unreaped.push(process);
             }
         }
     }
@@ -219,11 +220,8 @@ impl Link {
         loop {
             // Not the socket's own flag: the writer's clone shares it, and
             // commands are to be written whole.
-            let received = rustix::net::recv(
-                &self.stream,
-                &mut buffer,
-                rustix::net::RecvFlags::DONTWAIT,
-            );
+            let received =
+                rustix::net::recv(&self.stream, &mut buffer, rustix::net::RecvFlags::DONTWAIT);
             match received.map_err(std::io::Error::from) {
                 Ok((_, 0)) => return false,
                 Ok((_, len)) => self.bytes.extend_from_slice(&buffer[..len]),

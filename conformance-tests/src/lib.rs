@@ -1,5 +1,78 @@
+//! Shows that a server restarts without its clients noticing.
+//!
+//! Not a benchmark and not a test of handover's parts: it starts a real server
+//! in a process of its own, puts load on it, sends real signals, replaces real
+//! files, kills for real, and compares what happened with what was promised.
+//!
+//! A test binary of an adapter (`harness = false`) is both the runner of the
+//! cases and, started again by a case, the server under test:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use std::time::Duration;
+//! use handover_conformance::{Case, Context, Failure, Generation, Suite};
+//!
+//! fn main() -> ExitCode {
+//!     Suite::new("example", [Case {
+//!         name: "serve::it_answers",
+//!         clause: "a fresh start answers",
+//!         deadline: Duration::from_secs(10),
+//!         needs: &[],
+//!         run: it_answers,
+//!     }])
+//!     .main(server)
+//! }
+//!
+//! fn server(generation: &Generation) -> Result<(), Failure> {
+//!     // bind, serve ...
+//!     generation.tell("ready", &[("address", &"127.0.0.1:3000")]);
+//!     Ok(())
+//! }
+//!
+//! fn it_answers(case: &Context) -> Result<(), Failure> {
+//!     let server = case.subject().start()?;
+//!     case.wait_for_from(server.pid(), "ready", Duration::from_secs(5))?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Implementation
+//!
+//! The runner is a subreaper: generations whose parent has gone become its
+//! children. Each case has a folder and in it a socket, to which every generation
+//! connects; events and commands cross it, and its end is the lifeline on which
+//! a generation kills itself. Nothing here sleeps to wait for something, but for
+//! [`poll_until`], where the kernel has no event to offer.
+//!
+//! The command line is libtest's (filters, `--list`, `--exact`, `--test-threads`),
+//! for `cargo test` and `cargo nextest`, and `--report FILE` for a JSON account.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test is to panic"))]
+
 pub mod client;
+pub mod http;
+pub mod hygiene;
+pub mod signal;
+
+mod case;
 mod clock;
+mod collector;
 mod failure;
+mod generation;
+mod inherited;
+mod lines;
+mod program;
+mod runner;
+mod scenario;
+mod subject;
+mod timeline;
+
+pub use case::{Case, Context, Need};
 pub use clock::{Stamp, poll_until};
 pub use failure::{Doing, Failure};
+pub use generation::{Command, Generation};
+pub use program::{Busy, Program};
+pub use runner::Suite;
+pub use scenario::Scenario;
+pub use subject::{Launch, Subject};
+pub use timeline::{Event, Timeline};

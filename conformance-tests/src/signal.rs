@@ -12,6 +12,7 @@ use rustix::process::{
 
 pub use rustix::process::Signal;
 
+use crate::timeline::Event;
 use crate::{Doing, Failure, Stamp};
 
 /// A process that cannot be mistaken for a later one of the same number.
@@ -107,6 +108,27 @@ impl fmt::Display for Exit {
     }
 }
 
+const ENDED: &str = "ended";
+
+/// What the timeline says of a process's end. The status is known to its parent only.
+pub(crate) fn exit_event(pid: u32, exit: Option<Exit>) -> Event {
+    let detail = match exit {
+        Some(Exit::Status(code)) => ("status", code.to_string()),
+        Some(Exit::Signal(number)) => ("signal", number.to_string()),
+        None => ("status", "known to its parent only".into()),
+    };
+    let fields = [(detail.0.to_owned(), detail.1)].into();
+    Event { at: Stamp::now(), pid: Some(pid), name: ENDED.into(), fields }
+}
+
+/// Reads what [`exit_event`] wrote, if the event is of that kind.
+pub(crate) fn exit_of(event: &Event) -> Option<Option<Exit>> {
+    event.is(ENDED).then(|| {
+        let number = |key| event.get(key)?.parse().ok();
+        number("status").map(Exit::Status).or_else(|| number("signal").map(Exit::Signal))
+    })
+}
+
 pub(crate) fn raw(pid: u32) -> Result<Pid, Errno> {
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)
 }
@@ -133,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_signal_ends_a_process_and_says_so() {
-        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let process = Process::open(child.id()).unwrap();
         assert!(!process.is_gone());
         assert!(process.wait_gone(Duration::from_millis(1)).is_err());
@@ -143,5 +165,7 @@ mod tests {
         assert_eq!(exit, Exit::Signal(15));
         assert_eq!(process.reap(), Err(Errno::CHILD));
         assert!(process.signal(Signal::TERM).is_err());
+        // Taken already, by `reap`.
+        assert!(child.wait().is_err());
     }
 }

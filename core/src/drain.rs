@@ -35,6 +35,13 @@ impl Drain {
         Drain(Arc::new(Shared { stage: AtomicU8::new(0), changed: Event::new() }))
     }
 
+    /// A drain signal that belongs to no instance, to test a server with, and what sets its stage.
+    pub fn manual() -> (Self, impl Fn(Stage) + Clone + Send + Sync + use<>) {
+        let drain = Self::new();
+        let shared = drain.clone();
+        (drain, move |stage| shared.set(stage))
+    }
+
     /// The present stage. One atomic load: cheap enough for every request.
     pub fn stage(&self) -> Stage {
         match self.0.stage.load(Ordering::Acquire) {

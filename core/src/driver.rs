@@ -42,6 +42,8 @@ use crate::terminal::Terminal;
 const HANDSHAKE: Duration = Duration::from_millis(250);
 /// How often it is looked whether the program has accepted the rest of a queue.
 const RECHECK: Duration = Duration::from_millis(20);
+/// How often the descriptors are looked at in one poll.
+const ROUNDS: usize = 16;
 /// How long the end of this process waits for the service manager to have read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -163,7 +165,7 @@ impl<R: Runtime> Driver<R> {
         loop {
             self.collect(context);
             self.inputs.sort_by_key(Input::rank);
-            let progress = !self.inputs.is_empty();
+            let mut progress = !self.inputs.is_empty();
             for input in std::mem::take(&mut self.inputs) {
                 if input == Input::Restart {
                     self.asking = self.replies.pop_front().flatten();
@@ -174,7 +176,8 @@ impl<R: Runtime> Driver<R> {
             }
             let now = self.parts.runtime.now();
             self.machine.handle_timeout(now);
-            self.act();
+            // An action may have begun something that is to be polled.
+            progress |= self.act();
             self.parts.shared.state.set(self.machine.state());
             if let Some(end) = self.poll_end(context) {
                 return Poll::Ready(end);
@@ -188,14 +191,7 @@ impl<R: Runtime> Driver<R> {
     // What happened.
 
     fn collect(&mut self, context: &mut Context<'_>) {
-        if let Poll::Ready(tokens) = self.poller.poll(context) {
-            match tokens {
-                Ok(tokens) => self.ready(&tokens),
-                Err(error) => {
-                    tracing::error!(%error, "the handover's descriptors cannot be watched")
-                }
-            }
-        }
+        self.poll_descriptors(context);
         self.poll_begin(context);
         self.poll_signals(context);
         while let Poll::Ready(Some(considered)) = self.considering.poll_next_unpin(context) {
@@ -234,6 +230,22 @@ impl<R: Runtime> Driver<R> {
         if self.settle_at.is_some_and(|at| at <= now) {
             self.settle_at = (!self.parts.shared.registry.settle()).then(|| now + RECHECK);
         }
+    }
+
+    /// Reads what is there until nothing is: only then will the runtime wake us for more.
+    fn poll_descriptors(&mut self, context: &mut Context<'_>) {
+        for _ in 0..ROUNDS {
+            match self.poller.poll(context) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(tokens)) => self.ready(&tokens),
+                Poll::Ready(Err(error)) => {
+                    tracing::error!(%error, "the handover's descriptors cannot be watched");
+                    return;
+                }
+            }
+        }
+        // A peer that never stops talking must not keep the server from running.
+        context.waker().wake_by_ref();
     }
 
     fn ready(&mut self, tokens: &[Token]) {
@@ -490,11 +502,15 @@ impl<R: Runtime> Driver<R> {
 
     // What is to be done.
 
-    fn act(&mut self) {
+    /// Carries out what the machine says; whether that was anything.
+    fn act(&mut self) -> bool {
+        let mut acted = false;
         while let Some(action) = self.machine.poll_action() {
             tracing::trace!(?action);
             self.perform(action);
+            acted = true;
         }
+        acted
     }
 
     fn perform(&mut self, action: Action) {

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use socket2::SockRef;
 
@@ -48,7 +48,9 @@ enum Slot<S> {
 
 struct Shared<S> {
     slot: RwLock<Slot<S>>,
-    waiters: Waiters,
+    waiters: Arc<Waiters>,
+    /// Wakes all that wait. A runtime that remembers one task for each socket remembers this.
+    waker: Waker,
     in_flight: Arc<InFlight>,
     drain: Drain,
     kind: Kind,
@@ -78,13 +80,17 @@ impl<S: Source> Gated<S> {
         open: bool,
     ) -> Self {
         let slot = if open { Slot::Open { socket, last: false } } else { Slot::Closed(socket) };
-        let shared =
-            Shared { slot: RwLock::new(slot), waiters: Waiters::default(), in_flight, drain, kind };
+        let waiters = Arc::new(Waiters::default());
+        let waker = Waker::from(Arc::clone(&waiters));
+        let shared = Shared { slot: RwLock::new(slot), waiters, waker, in_flight, drain, kind };
         Self { shared: Arc::new(shared) }
     }
 
     /// Tries `accept` through the gate. Pending while the gate is closed, `Ok(None)` once the
     /// socket has been given up for good.
+    ///
+    /// The context that `accept` gets is the gate's: it is the same for all tasks that wait here,
+    /// and wakes them all, so a runtime that remembers one task for each socket will do.
     ///
     /// The guard that comes with the result was taken before the accept.
     ///
@@ -113,12 +119,13 @@ impl<S: Source> Gated<S> {
     ) -> Poll<io::Result<Option<T>>> {
         loop {
             let slot = self.read();
+            // Under the lock, so that whoever changes the slot wakes us afterwards; and before the
+            // operation, since the socket may be ready as soon as that has seen that it is not.
+            self.shared.waiters.register(context.waker());
             match &*slot {
                 Slot::Attached { socket, .. } => {
-                    if let Poll::Ready(result) = operation(socket, context) {
-                        self.shared.waiters.pass_on(context.waker());
-                        return Poll::Ready(result.map(Some));
-                    }
+                    return operation(socket, &mut Context::from_waker(&self.shared.waker))
+                        .map(|result| result.map(Some));
                 }
                 Slot::Closed(_) => {}
                 Slot::Ended => return Poll::Ready(Ok(None)),
@@ -128,8 +135,6 @@ impl<S: Source> Gated<S> {
                     continue;
                 }
             }
-            // Still under the lock: whoever changes the slot wakes us afterwards.
-            self.shared.waiters.register(context.waker());
             return Poll::Pending;
         }
     }

@@ -40,6 +40,7 @@
 mod activation;
 mod attempt;
 mod bind;
+mod connection;
 mod descriptor;
 mod drain;
 mod driver;
@@ -61,6 +62,8 @@ mod protocol;
 mod raw;
 mod registry;
 mod runtime;
+#[cfg(feature = "signals")]
+mod signal_pipe;
 mod spawn;
 mod start;
 mod state;
@@ -69,6 +72,7 @@ mod waiters;
 mod watch;
 
 pub use bind::ListenOptions;
+pub use connection::Connection;
 pub use descriptor::{Address, Kind};
 pub use drain::{Drain, Stage};
 pub use error::{Error, ErrorKind, Result};
@@ -81,6 +85,8 @@ pub use outcome::{Exit, RestartError, ServerOutput, Steps, Takeover};
 pub use policy::{Policy, Verb};
 pub use registry::{Claim, Origin};
 pub use runtime::{Datagrams, Listener, Runtime, Signal, Sockets};
+#[cfg(feature = "signals")]
+pub use signal_pipe::SignalPipe;
 pub use spawn::Ended;
 pub use start::Start;
 pub use state::HandedOver;

@@ -142,6 +142,24 @@ pub trait ServerOutput {
     fn into_error(self) -> Option<Box<dyn std::error::Error + Send + Sync>>;
 }
 
+/// A loop without an end: what an `async` block around a bare `accept` loop returns.
+impl ServerOutput for Never {
+    fn into_error(self) -> Option<Box<dyn std::error::Error + Send + Sync>> {
+        match self {}
+    }
+}
+
+/// The type `!`, which has no stable name of its own yet.
+type Never = <fn() -> ! as Returns>::Output;
+
+trait Returns {
+    type Output;
+}
+
+impl<T> Returns for fn() -> T {
+    type Output = T;
+}
+
 impl ServerOutput for () {
     fn into_error(self) -> Option<Box<dyn std::error::Error + Send + Sync>> {
         None

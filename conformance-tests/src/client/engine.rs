@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
 use rustix::time::{
@@ -619,9 +619,7 @@ impl Engine {
         let expect = &self.groups[conn.group].expect;
         match conn.answer.feed(&self.buffer[..len], expect) {
             Verdict::Partial => None,
-            Verdict::Wrong(reason) => {
-                Some(self.fail(conn, due, Class::Wrong, "reading", &reason))
-            }
+            Verdict::Wrong(reason) => Some(self.fail(conn, due, Class::Wrong, "reading", &reason)),
             Verdict::Complete { pid, close } => {
                 let fate = self.succeed(conn, due, now, pid, close);
                 (fate == Fate::Close).then_some(fate)

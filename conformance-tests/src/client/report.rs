@@ -277,8 +277,20 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "  {:<12} {:>8} {:>6} {:>7} {:>5} {:>6} {:>5} {:>5} {:>4} {:>6} {:>5} {:>9} {:>9} {:>9}",
-            "group", "ok", "late", "refused", "reset", "closed", "trunc", "wrong", "hung", "unsent",
-            "races", "p50 ms", "p99 ms", "max ms",
+            "group",
+            "ok",
+            "late",
+            "refused",
+            "reset",
+            "closed",
+            "trunc",
+            "wrong",
+            "hung",
+            "unsent",
+            "races",
+            "p50 ms",
+            "p99 ms",
+            "max ms",
         )?;
         for group in &self.groups {
             let (lost, latency) = (&group.lost, group.latency());

@@ -200,8 +200,8 @@ pub struct World {
     processes: [Process; SLOTS],
     lock: u8,
     left: Budget,
-    /// Somebody asked something to stop, or dropped a driver.
-    asked_to_end: bool,
+    /// A driver was dropped: its process can neither serve nor be succeeded.
+    dropped: bool,
 }
 
 /// One step of one process.
@@ -347,7 +347,7 @@ impl World {
         let mut processes = [ABSENT; SLOTS];
         let machine = machines.number(Machine::new(timing(), false));
         processes[0] = Process { stage: Stage::Ruled, machine, ..ABSENT };
-        Self { processes, lock: NOBODY, left: budget, asked_to_end: false }
+        Self { processes, lock: NOBODY, left: budget, dropped: false }
     }
 
     fn at(&self, index: u8) -> Option<&Process> {
@@ -420,7 +420,11 @@ impl World {
         }
         let machine = &known.machine;
         let state = machine.state();
-        let hasty = rules.bug == Bug::EndOfFileBeforeFrames;
+        // What the ranks say about one wake-up that brings both.
+        let frame = Input::Successor(0, Heard::Stopping).rank();
+        let hasty = rules.bug == Bug::EndOfFileBeforeFrames
+            || Input::SuccessorDied(0).rank() < frame
+            || Input::PredecessorDied.rank() < Input::Predecessor(Told::Commit).rank();
         // Five seconds after its SIGKILL a process that still exists hangs in the kernel: it does
         // nothing more, and what it said before was read long ago.
         let hangs = self.hanging(index, machine).map(|child| &self.processes[child]);
@@ -565,7 +569,7 @@ impl World {
             }
             What::Drop => {
                 world.left.drops -= 1;
-                world.asked_to_end = true;
+                world.dropped = true;
                 world.close(me);
                 world.processes[me].stage = Stage::Dropped;
             }
@@ -618,13 +622,11 @@ impl World {
             Some(Input::Begin) => self.processes[me].begun = true,
             Some(Input::Stop | Input::ServerEnded) => {
                 self.left.stops -= 1;
-                self.asked_to_end = true;
                 self.processes[me].stop_under_way = true;
             }
             Some(Input::Restart) => self.left.restarts -= 1,
             Some(Input::Quit) => {
                 self.left.quits -= 1;
-                self.asked_to_end = true;
                 self.processes[me].stop_under_way = true;
             }
             _ => {}
@@ -635,10 +637,14 @@ impl World {
         let leaves = machines.get(self.processes[me].machine).machine.is_leaving();
         if leaves && self.processes[me].bound {
             let released = match input {
-                Some(Input::Successor(_, Heard::Release)) => self
-                    .processes
-                    .iter()
-                    .any(|other| usize::from(other.parent) == child && other.said_serving),
+                Some(Input::Successor(_, Heard::Release)) => {
+                    let stopped = self.processes[child].stopped;
+                    let served =
+                        |other: &Process| usize::from(other.parent) == child && other.said_serving;
+                    stopped
+                        || self.processes[child].stop_under_way
+                        || self.processes.iter().any(served)
+                }
                 None
                 | Some(
                     Input::Successor(_, Heard::Stopping)
@@ -647,7 +653,7 @@ impl World {
                     | Input::ServerEnded
                     | Input::Locked(false),
                 ) => true,
-                _ => self.asked_to_end,
+                _ => self.processes[me].stopped,
             };
             self.processes[me].bound = !released;
         }
@@ -808,7 +814,11 @@ impl World {
             Action::SayStopping => {
                 self.processes[me].stopped |= self.say_up(me, Frame::Stopping);
             }
-            Action::SayRelease => _ = self.say_up(me, Frame::Release),
+            Action::SayRelease => {
+                let said = self.say_up(me, Frame::Release);
+                let process = &mut self.processes[me];
+                process.stopped |= said && process.stop_under_way;
+            }
             Action::SayReleased(_) => _ = self.say_down(child, Frame::Released),
             Action::LetGo => {
                 ensure!(rules, self.lock != index, "it lets go of what it owns");
@@ -933,7 +943,7 @@ impl World {
             }
         }
         let bound = rules.strict && self.processes.iter().any(|process| process.bound);
-        if bound && !self.asked_to_end && !self.processes.iter().any(|process| process.holds) {
+        if bound && !self.dropped && !self.processes.iter().any(|process| process.holds) {
             return Err("4: nobody holds the listener any more".into());
         }
         Ok(())
@@ -942,7 +952,7 @@ impl World {
     /// What must hold where nothing more happens by itself, without and with the passing of time.
     pub fn judge_end(&self, moves: &[Move], machines: &Machines) -> Result<(), Broken> {
         let bound = self.processes.iter().any(|process| process.bound);
-        if bound && !self.asked_to_end && !moves.iter().any(|step| step.is_certain()) {
+        if bound && !self.dropped && !moves.iter().any(|step| step.is_certain()) {
             let open = self.processes.iter().any(|process| process.gate);
             if !open {
                 return Err("3: an heir lives and nobody accepts".into());
