@@ -380,7 +380,7 @@ impl Successor {
             failure: self.log.failure.unwrap_or(failure),
             detail: self.log.detail.clone(),
             os_error: self.log.os_error,
-            ended: self.log.ended.clone(),
+            ended: self.log.ended,
         }
     }
 }

@@ -255,7 +255,7 @@ impl<S: Source> Gate for Gated<S> {
         drop(slot);
         if self.shared.kind == Kind::TcpListener {
             // Best effort: without it a connection may arrive between the last look and the close.
-            self.with_socket(|socket| bind::stop_new_connections(socket));
+            self.with_socket(bind::stop_new_connections);
         }
         self.shared.waiters.wake_all();
     }

@@ -160,8 +160,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
     let _ = channel.send(&hello, Vec::new());
 
     let mut offer = Offer::default();
-    let complete = offer.read(&channel, pidfd.as_ref(), Instant::now() + patience);
-    let complete = match complete {
+    let complete = match offer.read(&channel, pidfd.as_ref(), now() + patience) {
         Ok(complete) => complete,
         Err(error) => {
             let _ = channel.send(&Frame::GaveUp { reason: error.to_string() }, Vec::new());
@@ -226,14 +225,14 @@ impl Offer {
                     }
                     Received::Lost => {
                         lost = true;
-                        deadline = deadline.min(Instant::now() + DYING);
+                        deadline = deadline.min(now() + DYING);
                     }
                 }
             }
             if pidfd.is_none_or(|pidfd| is_dead(pidfd.as_fd())) {
                 return Ok(false);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(now());
             if left.is_zero() {
                 return Err(gave_up(if lost {
                     "the predecessor closed the handover socket".into()
@@ -359,6 +358,11 @@ fn wait(
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "this blocks, so no runtime's clock is running")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// A pid as the protocol and the public types carry it.

@@ -37,6 +37,18 @@
 //!
 //! Each async function says what dropping its future does. Dropping `run` ends the instance.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::print_stdout,
+        reason = "tests live in real time, fail by panicking, and show what they counted"
+    )
+)]
+
 mod activation;
 mod attempt;
 mod bind;

@@ -152,12 +152,18 @@ impl ServerOutput for Never {
 /// The type `!`, which has no stable name of its own yet.
 type Never = <fn() -> ! as Returns>::Output;
 
-trait Returns {
-    type Output;
-}
+use never::Returns;
 
-impl<T> Returns for fn() -> T {
-    type Output = T;
+mod never {
+    /// Names what a function type returns.
+    #[allow(unreachable_pub, reason = "it stands in the header of a public impl")]
+    pub trait Returns {
+        type Output;
+    }
+
+    impl<T> Returns for fn() -> T {
+        type Output = T;
+    }
 }
 
 impl ServerOutput for () {

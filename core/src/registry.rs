@@ -119,6 +119,9 @@ pub(crate) struct Wanted<'a> {
     pub(crate) addresses: &'a [Address],
 }
 
+/// One entry of an offer.
+pub(crate) type Offered = (frame::Entry, Arc<OwnedFd>);
+
 /// A descriptor just made, with the file that it is bound to.
 pub(crate) type Made = (OwnedFd, Option<SocketFile>);
 
@@ -285,7 +288,7 @@ impl Registry {
 
     /// Everything there is to offer, and the numbers by which [`claimed`](Self::claimed) will know
     /// it.
-    pub(crate) fn offer(&self) -> io::Result<(Vec<u64>, Vec<(frame::Entry, Arc<OwnedFd>)>)> {
+    pub(crate) fn offer(&self) -> io::Result<(Vec<u64>, Vec<Offered>)> {
         let mut inner = self.lock();
         inner.prune();
         let mut ids = Vec::new();
@@ -399,7 +402,7 @@ impl Registry {
             _ => None,
         });
         // Each is asked, also after one that is not done.
-        gates.fold(true, |done, gate| gate.settle() && done)
+        gates.filter(|gate| !gate.settle()).count() == 0
     }
 
     pub(crate) fn last_refusal(&self) -> Option<String> {

@@ -32,8 +32,9 @@ impl SignalPipe {
     /// A signal that cannot be caught, and those of the system calls.
     pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let numbers = signals.iter().map(|signal| signal.as_raw());
-        if let Some(number) =
-            numbers.clone().find(|number| FORBIDDEN.contains(number) || !(1..=LAST).contains(number))
+        if let Some(number) = numbers
+            .clone()
+            .find(|number| FORBIDDEN.contains(number) || !(1..=LAST).contains(number))
         {
             let message = format!("{} cannot be caught", Signal::from_raw(number));
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));

@@ -39,11 +39,12 @@ pub trait HandedOver: Sized {
     fn decode(version: u32, bytes: &[u8]) -> Option<Self>;
 }
 
-type Provider = Box<dyn FnMut() -> Vec<u8> + Send>;
+/// A name, the version that is written, and who writes it.
+type Provider = (&'static str, u32, Box<dyn FnMut() -> Vec<u8> + Send>);
 
 /// Who provides which state. Called on a thread of its own, never while the gate is closed.
 #[derive(Clone, Default)]
-pub(crate) struct Providers(Arc<Mutex<Vec<(&'static str, u32, Provider)>>>);
+pub(crate) struct Providers(Arc<Mutex<Vec<Provider>>>);
 
 impl Providers {
     pub(crate) fn add<T: HandedOver>(&self, mut provide: impl FnMut() -> T + Send + 'static) {
