@@ -237,6 +237,7 @@ impl Successor {
     pub(crate) fn offer(
         &mut self,
         generation: u32,
+        patience: Duration,
         registry: &Registry,
         ownership: &Ownership,
         older: &[Generation],
@@ -256,7 +257,8 @@ impl Successor {
         let total = u16::try_from(offer.len())
             .map_err(|_| io::Error::other("more than 65,535 descriptors"))?;
         let version = VERSIONS.1.min(self.log.newest);
-        channel.send(&Frame::Offer { version, generation, total }, Vec::new())?;
+        let patience = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+        channel.send(&Frame::Offer { version, generation, total, patience }, Vec::new())?;
         let mut offer = offer.into_iter().peekable();
         while offer.peek().is_some() {
             let (entries, descriptors) = batch(&mut offer);
@@ -304,6 +306,15 @@ impl Successor {
         }
         self.committed = written;
         written
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
+    }
+
+    /// This process serves again: whatever the other is now, it did not take over.
+    pub(crate) fn roll_back(&mut self) {
+        self.committed = false;
     }
 
     pub(crate) fn is_committed(&self) -> bool {

@@ -2,6 +2,8 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::BorrowedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -164,6 +166,43 @@ impl Address {
         };
         *bytes = rest;
         Some(address)
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Address::Ip(address)
+    }
+}
+
+impl From<unix::net::SocketAddr> for Address {
+    fn from(address: unix::net::SocketAddr) -> Self {
+        let path = address.as_pathname().map(|path| Address::Path(path.to_owned()));
+        let name = || address.as_abstract_name().map(|name| Address::Abstract(name.to_owned()));
+        path.or_else(name).unwrap_or(Address::None)
+    }
+}
+
+impl TryFrom<Address> for SocketAddr {
+    type Error = io::Error;
+
+    fn try_from(address: Address) -> io::Result<Self> {
+        match address {
+            Address::Ip(address) => Ok(address),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl TryFrom<Address> for unix::net::SocketAddr {
+    type Error = io::Error;
+
+    fn try_from(address: Address) -> io::Result<Self> {
+        match address {
+            Address::Path(path) => unix::net::SocketAddr::from_pathname(path),
+            Address::Abstract(name) => unix::net::SocketAddr::from_abstract_name(name),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 }
 

@@ -249,21 +249,26 @@ impl<R: Runtime> Driver<R> {
     }
 
     fn ready(&mut self, tokens: &[Token]) {
-        // Whatever woke us: frames are read before deaths are looked at.
+        // Deaths are looked at before the links are read to their end, and handled after: what a
+        // process said before it died must not be overtaken by its death.
+        let upstream = self.parts.upstream.as_ref();
+        let predecessor_died = upstream.is_some_and(|known| is_dead(known.pidfd.as_fd()));
+        if tokens.iter().any(|token| matches!(token, Token::SuccessorDeath | Token::Child)) {
+            self.bury();
+        }
         self.read_predecessor();
         self.read_successor();
+        if predecessor_died {
+            self.drop_upstream();
+            self.inputs.push(Input::PredecessorDied);
+        }
         for token in tokens {
             match token {
-                Token::Predecessor => {}
+                Token::Predecessor
+                | Token::PredecessorDeath
+                | Token::SuccessorDeath
+                | Token::Child => {}
                 Token::Successor => self.flush_successor(),
-                Token::PredecessorDeath => {
-                    let upstream = &self.parts.upstream;
-                    if upstream.as_ref().is_some_and(|known| is_dead(known.pidfd.as_fd())) {
-                        self.drop_upstream();
-                        self.inputs.push(Input::PredecessorDied);
-                    }
-                }
-                Token::SuccessorDeath | Token::Child => self.bury(),
                 Token::Older => self.forget_older(),
                 Token::Hurry => {
                     let mut count = [0; 8];
@@ -314,7 +319,9 @@ impl<R: Runtime> Driver<R> {
     }
 
     fn read_successor(&mut self) {
-        let Some(successor) = &mut self.successor else { return };
+        // What it said before its process was known to exist waits for that.
+        let watched = |known: &&mut Successor| known.is_watched();
+        let Some(successor) = self.successor.as_mut().filter(watched) else { return };
         let attempt = successor.number;
         let Some(channel) = &mut successor.channel else { return };
         let mut lost = false;
@@ -608,6 +615,9 @@ impl<R: Runtime> Driver<R> {
             Action::RolledBack(failure) => {
                 tracing::error!(?failure, "rolled back: this process serves again");
                 self.draining_since = None;
+                if let Some(successor) = &mut self.successor {
+                    successor.roll_back();
+                }
                 self.parts.shared.drain.set(Stage::Open);
                 self.parts.shared.registry.in_flight.stop_awaiting();
                 self.notify(Notifier::ready);
@@ -683,6 +693,7 @@ impl<R: Runtime> Driver<R> {
         successor.step(now, |steps, took| steps.hello = took);
         let offered = successor.offer(
             parts.shared.generation,
+            parts.policy.timing.hooks + parts.policy.timing.confirm,
             &parts.shared.registry,
             &parts.ownership,
             &older,

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker, ready};
 use socket2::SockRef;
 
 use crate::bind;
-use crate::descriptor::{Address, Kind};
+use crate::descriptor::{Address, Kind, describe};
 use crate::drain::Drain;
 use crate::in_flight::{Guard, InFlight};
 use crate::waiters::Waiters;
@@ -148,6 +148,15 @@ impl<S: Source> Gated<S> {
         }
     }
 
+    /// The address that the socket is bound to.
+    ///
+    /// # Errors
+    /// Those of the system call; `NotConnected` once the socket has been given up.
+    pub fn local_address(&self) -> io::Result<Address> {
+        let described = self.with_socket(describe).unwrap_or_else(given_up)?;
+        Ok(described.1)
+    }
+
     /// The drain signal for the connections that come through this gate.
     pub fn drain(&self) -> &Drain {
         &self.shared.drain
@@ -161,9 +170,8 @@ impl<S: Source> Gated<S> {
     /// has been given up; `InvalidInput` for an address to which nothing can be sent.
     pub fn send(&self, datagram: &[u8], to: &Address) -> io::Result<usize> {
         let to = to.to_socket()?;
-        self.with_socket(|socket| SockRef::from(&socket).send_to(datagram, &to)).unwrap_or_else(
-            || Err(io::Error::new(io::ErrorKind::NotConnected, "the socket has been given up")),
-        )
+        self.with_socket(|socket| SockRef::from(&socket).send_to(datagram, &to))
+            .unwrap_or_else(given_up)
     }
 
     fn attach(&self) -> Poll<io::Result<()>> {
@@ -192,6 +200,10 @@ impl<S: Source> Gated<S> {
     fn write(&self) -> RwLockWriteGuard<'_, Slot<S>> {
         self.shared.slot.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn given_up<T>() -> io::Result<T> {
+    Err(io::Error::new(io::ErrorKind::NotConnected, "the socket has been given up"))
 }
 
 /// A gate, whatever socket is behind it.

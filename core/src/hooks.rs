@@ -19,7 +19,9 @@ pub enum Event {
     /// known.
     Restart,
     /// The switch to the successor. Before: the successor is ready and this process still serves;
-    /// what must exist once (a lock, a timer) is given up here; an error aborts the restart.
+    /// what must exist once (a lock, a timer) is given up here; an error aborts the restart. It may
+    /// still fail afterwards: take it back in `after` [`Restart`](Event::Restart) if that was not
+    /// followed by a commit, and in `after` [`RollBack`](Event::RollBack).
     Commit,
     /// The end of probation. Only `after`: no rollback can follow any more.
     Settle,

@@ -69,6 +69,8 @@ pub(crate) struct Legacy {
     pub(crate) sockets: Vec<Inherited>,
     /// That of this process.
     pub(crate) generation: u32,
+    /// How long after READY the predecessor may take for its COMMIT.
+    pub(crate) patience: Option<Duration>,
 }
 
 /// What this process was left, if anything: from a predecessor, else from the service manager.
@@ -88,6 +90,7 @@ pub(crate) fn take(instance: &str, patience: Duration) -> Result<Legacy> {
                 older: Vec::new(),
                 sockets: sockets?,
                 generation: 1,
+                patience: None,
             })
         }
     }
@@ -184,6 +187,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
         older: offer.older,
         sockets: offer.sockets,
         generation: offer.generation.unwrap_or(0) + 1,
+        patience: offer.patience,
     })
 }
 
@@ -192,6 +196,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
 struct Offer {
     generation: Option<u32>,
     missing: usize,
+    patience: Option<Duration>,
     ownership: Option<Ownership>,
     state: state::Inherited,
     older: Vec<Generation>,
@@ -253,7 +258,7 @@ impl Offer {
         let broken =
             |what: &str| Err(Error::new(ErrorKind::Protocol, format!("take over: {what}")));
         match frame {
-            Frame::Offer { version, generation, total } => {
+            Frame::Offer { version, generation, total, patience } => {
                 if !(VERSIONS.0..=VERSIONS.1).contains(&version) {
                     return broken(&format!("the predecessor chose protocol version {version}"));
                 }
@@ -262,6 +267,7 @@ impl Offer {
                 }
                 self.generation = Some(generation);
                 self.missing = usize::from(total);
+                self.patience = Some(Duration::from_millis(patience.into()));
                 Ok(())
             }
             Frame::Descriptors(entries) => {

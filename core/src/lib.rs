@@ -76,6 +76,7 @@ mod registry;
 mod runtime;
 #[cfg(feature = "signals")]
 mod signal_pipe;
+mod sockets;
 mod spawn;
 mod start;
 mod state;
@@ -99,6 +100,8 @@ pub use registry::{Claim, Origin};
 pub use runtime::{Datagrams, Listener, Runtime, Signal, Sockets};
 #[cfg(feature = "signals")]
 pub use signal_pipe::SignalPipe;
+#[doc(hidden)]
+pub use sockets::__private;
 pub use spawn::Ended;
 pub use start::Start;
 pub use state::HandedOver;

@@ -276,6 +276,7 @@ pub struct Timing {
     pub spawn: Duration,
     pub hello: Duration,
     pub ready: Duration,
+    pub commit: Duration,
     pub abort: Duration,
     pub confirm: Duration,
     pub probation: Duration,
@@ -613,8 +614,7 @@ impl Machine {
 
     fn await_commit(&mut self, now: Instant) {
         // The predecessor's hooks and its sealing lie between our READY and its COMMIT.
-        let patience = self.timing.hooks + self.timing.confirm;
-        self.phase = Phase::AwaitingCommit { deadline: Deadline(now + patience) };
+        self.phase = Phase::AwaitingCommit { deadline: Deadline(now + self.timing.commit) };
     }
 
     fn take(&mut self, committed: bool) {

@@ -58,6 +58,7 @@ impl Policy {
                 spawn: seconds(10),
                 hello: seconds(10),
                 ready: seconds(60),
+                commit: seconds(15),
                 abort: seconds(1),
                 confirm: seconds(5),
                 probation: seconds(2),

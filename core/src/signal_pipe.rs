@@ -43,8 +43,7 @@ impl SignalPipe {
         // Its own reads do not wait whatever its flags are, but a poller may want them so.
         read.set_nonblocking(true)?;
         let read = Arc::new(read);
-        let delivery =
-            SignalDelivery::with_pipe(Arc::clone(&read), write, SignalOnly::default(), numbers)?;
+        let delivery = SignalDelivery::with_pipe(Arc::clone(&read), write, SignalOnly, numbers)?;
         Ok(Self { read, delivery: Mutex::new(delivery) })
     }
 

@@ -48,7 +48,7 @@ impl<R: Runtime> Start<R> {
     /// # Errors
     /// A policy that contradicts itself, an offer that is broken or does not come, signals that
     /// cannot be caught. The predecessor then goes on serving.
-    pub fn new(runtime: R, policy: Policy) -> Result<Self> {
+    pub fn new(runtime: R, mut policy: Policy) -> Result<Self> {
         policy.check()?;
         let launch = Launch::capture(match &policy.executable {
             None => Executable::of_this_process(),
@@ -58,6 +58,7 @@ impl<R: Runtime> Start<R> {
             ),
         });
         let legacy = inherit::take(&policy.instance, policy.timing.hello)?;
+        policy.timing.commit = legacy.patience.unwrap_or(policy.timing.commit);
         let failed = |what: &str, error| Error::with_source(ErrorKind::Os, what, error);
         let ownership = match legacy.ownership {
             Some(ownership) => ownership,

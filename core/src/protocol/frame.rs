@@ -28,8 +28,9 @@ const MAGIC: [u8; 4] = *b"HNDO";
 pub(crate) enum Frame {
     /// Successor: the versions that it speaks, and who it is.
     Hello { oldest: u16, newest: u16, pid: u32 },
-    /// Predecessor: what follows. `total` counts the entries of all `Descriptors` frames.
-    Offer { version: u16, generation: u32, total: u16 },
+    /// Predecessor: what follows. `total` counts the entries of all `Descriptors` frames;
+    /// `patience` is how long after READY the COMMIT may take, in milliseconds.
+    Offer { version: u16, generation: u32, total: u16, patience: u32 },
     /// Predecessor: as many descriptors as entries, in this order.
     Descriptors(Vec<Entry>),
     /// Successor: which of the offered listeners it claimed, which it does not want any more (by
@@ -86,11 +87,12 @@ impl Frame {
                 out.extend_from_slice(&newest.to_le_bytes());
                 out.extend_from_slice(&pid.to_le_bytes());
             }
-            Frame::Offer { version, generation, total } => {
+            Frame::Offer { version, generation, total, patience } => {
                 out.push(2);
                 out.extend_from_slice(&version.to_le_bytes());
                 out.extend_from_slice(&generation.to_le_bytes());
                 out.extend_from_slice(&total.to_le_bytes());
+                out.extend_from_slice(&patience.to_le_bytes());
             }
             Frame::Descriptors(entries) => {
                 out.push(3);
@@ -143,6 +145,7 @@ impl Frame {
                 version: take_u16(&mut rest)?,
                 generation: take_u32(&mut rest)?,
                 total: take_u16(&mut rest)?,
+                patience: take_u32(&mut rest)?,
             },
             3 => {
                 let count = take(&mut rest, 1)?[0];
@@ -302,8 +305,8 @@ mod tests {
                 b"\x01HNDO\x01\x00\x01\x00\x04\x03\x02\x01",
             ),
             (
-                Frame::Offer { version: 1, generation: 7, total: 300 },
-                b"\x02\x01\x00\x07\x00\x00\x00\x2c\x01",
+                Frame::Offer { version: 1, generation: 7, total: 300, patience: 15_000 },
+                b"\x02\x01\x00\x07\x00\x00\x00\x2c\x01\x98\x3a\x00\x00",
             ),
             (
                 Frame::Descriptors(vec![

@@ -8,30 +8,30 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use handover_core::machine::{Action, Failure, Heard, Input, Machine, State, Timing, Told};
+use handover_core::machine::{Action, Failure, GiveUp, Heard, Input, Machine, State, Timing, Told};
 
-pub const SLOTS: usize = 4;
+pub(crate) const SLOTS: usize = 4;
 const NOBODY: u8 = u8::MAX;
 
 /// What an exploration may spend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// Processes, the first one included.
-    pub processes: u8,
-    pub restarts: u8,
-    pub crashes: u8,
+    pub(crate) processes: u8,
+    pub(crate) restarts: u8,
+    pub(crate) crashes: u8,
     /// Drivers dropped in a process that lives on.
-    pub drops: u8,
+    pub(crate) drops: u8,
     /// Stops, or servers that end by themselves.
-    pub stops: u8,
-    pub quits: u8,
-    pub spawn_failures: u8,
-    pub vetoes: u8,
+    pub(crate) stops: u8,
+    pub(crate) quits: u8,
+    pub(crate) spawn_failures: u8,
+    pub(crate) vetoes: u8,
 }
 
 /// A mistake of the driver, or of the protocol, that the model must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bug {
+pub(crate) enum Bug {
     None,
     EndOfFileBeforeFrames,
     CommitBeforeGate,
@@ -40,10 +40,10 @@ pub enum Bug {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    pub bug: Bug,
+pub(crate) struct Rules {
+    pub(crate) bug: Bug,
     /// Without it only the harm itself counts (two open gates), not the broken rule before it.
-    pub strict: bool,
+    pub(crate) strict: bool,
 }
 
 /// Frames under way in one direction, at most eight.
@@ -196,7 +196,7 @@ const ABSENT: Process = Process {
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct World {
+pub(crate) struct World {
     processes: [Process; SLOTS],
     lock: u8,
     left: Budget,
@@ -206,13 +206,13 @@ pub struct World {
 
 /// One step of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Move {
-    pub process: u8,
-    pub what: What,
+pub(crate) struct Move {
+    pub(crate) process: u8,
+    pub(crate) what: What,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub(crate) enum What {
     Act,
     ActFail,
     Give(Input),
@@ -232,7 +232,7 @@ pub enum What {
 
 impl Move {
     /// Neither crash nor wish, nor a matter of time: it happens sooner or later.
-    pub fn is_certain(self) -> bool {
+    pub(crate) fn is_certain(self) -> bool {
         match self.what {
             What::Timeout | What::Impatient | What::Give(Input::Idle) => false,
             _ => self.is_fair(),
@@ -240,7 +240,7 @@ impl Move {
     }
 
     /// It happens sooner or later if time passes.
-    pub fn is_fair(self) -> bool {
+    pub(crate) fn is_fair(self) -> bool {
         match self.what {
             What::Crash | What::Drop | What::ActFail => false,
             What::Give(input) => {
@@ -252,7 +252,7 @@ impl Move {
 }
 
 /// The machines by number, and what each does, computed once: they are pure.
-pub struct Machines {
+pub(crate) struct Machines {
     start: Instant,
     known: Vec<Known>,
     numbers: HashMap<Machine, u32>,
@@ -266,7 +266,7 @@ struct Known {
 }
 
 impl Machines {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             start: Instant::now(),
             known: Vec::new(),
@@ -275,7 +275,7 @@ impl Machines {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.known.len()
     }
 
@@ -318,6 +318,7 @@ fn timing() -> Timing {
     let s = Duration::from_secs;
     Timing {
         hooks: s(1),
+        commit: s(2),
         spawn: s(1),
         hello: s(1),
         ready: s(1),
@@ -331,7 +332,7 @@ fn timing() -> Timing {
     }
 }
 
-pub type Broken = String;
+pub(crate) type Broken = String;
 
 macro_rules! ensure {
     ($rules:expr, $what:expr, $why:literal) => {
@@ -342,7 +343,7 @@ macro_rules! ensure {
 }
 
 impl World {
-    pub fn new(budget: Budget, machines: &mut Machines) -> Self {
+    pub(crate) fn new(budget: Budget, machines: &mut Machines) -> Self {
         assert!(usize::from(budget.processes) <= SLOTS);
         let mut processes = [ABSENT; SLOTS];
         let machine = machines.number(Machine::new(timing(), false));
@@ -369,7 +370,7 @@ impl World {
     }
 
     /// Every step that can be taken.
-    pub fn moves(&self, machines: &Machines, rules: Rules) -> Vec<Move> {
+    pub(crate) fn moves(&self, machines: &Machines, rules: Rules) -> Vec<Move> {
         let mut moves = Vec::with_capacity(16);
         for (index, process) in self.processes.iter().enumerate() {
             let mut can = |what| moves.push(Move { process: index as u8, what });
@@ -509,7 +510,7 @@ impl World {
     }
 
     /// The world after a step, or the invariant that it breaks.
-    pub fn step(
+    pub(crate) fn step(
         &self,
         Move { process: index, what }: Move,
         machines: &mut Machines,
@@ -631,7 +632,11 @@ impl World {
             }
             _ => {}
         }
-        self.processes[me].machine = machines.give(self.processes[me].machine, input);
+        let before = self.processes[me].machine;
+        self.processes[me].machine = machines.give(before, input);
+        if input.is_none() && self.processes[me].machine == before {
+            return Err("9: a deadline that passes without effect".into());
+        }
 
         // Whoever leaves for no good reason stays bound.
         let leaves = machines.get(self.processes[me].machine).machine.is_leaving();
@@ -828,8 +833,12 @@ impl World {
                 self.processes[me].gate = false;
                 self.processes[me].holds = false;
             }
-            Action::GiveUp(_) => {
-                ensure!(rules, !self.processes[me].opened, "an owner gives up");
+            Action::GiveUp(why) => {
+                let process = &self.processes[me];
+                ensure!(rules, !process.opened, "an owner gives up");
+                // Once the death is known, only the lock may say no.
+                let waited = matches!(why, GiveUp::LinkLost | GiveUp::Deadline);
+                ensure!(rules, !(waited && process.child_saw_death), "3: an orphan gives up");
                 self.give_up(me);
                 return Ok(());
             }
@@ -950,12 +959,21 @@ impl World {
     }
 
     /// What must hold where nothing more happens by itself, without and with the passing of time.
-    pub fn judge_end(&self, moves: &[Move], machines: &Machines) -> Result<(), Broken> {
+    pub(crate) fn judge_end(&self, moves: &[Move], machines: &Machines) -> Result<(), Broken> {
         let bound = self.processes.iter().any(|process| process.bound);
         if bound && !self.dropped && !moves.iter().any(|step| step.is_certain()) {
             let open = self.processes.iter().any(|process| process.gate);
             if !open {
                 return Err("3: an heir lives and nobody accepts".into());
+            }
+        }
+        if !moves.iter().any(|step| step.is_certain()) {
+            for process in &self.processes {
+                let waits = process.stage == Stage::Ruled
+                    && machines.get(process.machine).machine.state().is_none();
+                if waits && process.begun && process.child_saw_death {
+                    return Err("3: an orphan waits for the dead".into());
+                }
             }
         }
         if !moves.iter().any(|step| step.is_fair()) {
@@ -977,7 +995,7 @@ impl World {
     }
 
     /// One line for a trace.
-    pub fn describe(&self, step: Move, machines: &Machines) -> String {
+    pub(crate) fn describe(&self, step: Move, machines: &Machines) -> String {
         let process = &self.processes[usize::from(step.process)];
         let what = match step.what {
             What::Act | What::ActFail => {
