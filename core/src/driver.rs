@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -595,7 +596,9 @@ impl<R: Runtime> Driver<R> {
                 self.parts.shared.registry.let_go();
                 self.settle_from_now();
             }
+            Action::NotReady => self.lame_duck(),
             Action::CloseListeners => {
+                self.parts.shared.ready.store(false, Ordering::Release);
                 tracing::info!("stopping");
                 self.draining_since.get_or_insert(now);
                 self.notify(Notifier::stopping);
@@ -724,6 +727,7 @@ impl<R: Runtime> Driver<R> {
 
     fn open(&mut self) {
         self.parts.shared.registry.open();
+        self.parts.shared.ready.store(true, Ordering::Release);
         self.parts.shared.state.set(self.machine.state());
         let generation = self.parts.shared.generation;
         tracing::info!(generation, pid = std::process::id(), "serving");
@@ -736,6 +740,12 @@ impl<R: Runtime> Driver<R> {
                 self.ask_restart(reply);
             }
         }
+    }
+
+    fn lame_duck(&mut self) {
+        tracing::info!("not ready any more");
+        self.parts.shared.ready.store(false, Ordering::Release);
+        self.notify(Notifier::stopping);
     }
 
     fn forget(&mut self, number: Attempt) {

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures::Stream;
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) drain: Drain,
     pub(crate) state: StateWatch,
     pub(crate) generation: u32,
+    /// Whether new clients should come here.
+    pub(crate) ready: AtomicBool,
     /// State from the predecessor, as it was when it offered.
     pub(crate) inherited: Inherited,
     /// The same as it was at the commit, unread.
@@ -106,6 +109,12 @@ impl<R: Runtime> Handle<R> {
     /// While draining: ends at once and cuts what is in flight. Otherwise nothing.
     pub fn quit(&self) {
         let _ = self.requests.unbounded_send(Request::Quit);
+    }
+
+    /// Whether new clients should come here: from the first accept until a stop begins, also across
+    /// restarts. What a health endpoint shows to a load balancer.
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.load(Ordering::Acquire)
     }
 
     /// The present state, or `None` before the first accept.

@@ -244,6 +244,8 @@ pub enum Action {
     /// The successor lives after its probation, stops on purpose, or nobody may go back any more:
     /// close what it claimed, serve what is queued on the rest and close that too.
     LetGo,
+    /// A stop begins: say that this process is not ready any more, and go on accepting.
+    NotReady,
     /// A final stop: steer new connections away, serve what is queued, close.
     CloseListeners,
     /// The drain signal: connections should end when they can.
@@ -282,6 +284,7 @@ pub struct Timing {
     pub probation: Duration,
     pub linger: Duration,
     pub drain: Duration,
+    pub lame_duck: Duration,
     pub stop_linger: Duration,
     pub stop_drain: Duration,
 }
@@ -367,6 +370,10 @@ enum Phase {
     Farewell {
         deadline: Deadline,
     },
+    /// Told to stop; it still accepts, while load balancers learn that they should not send.
+    LameDuck {
+        deadline: Deadline,
+    },
     /// Irreversible. `linger` is `None` once it is over.
     Leaving {
         linger: Option<Deadline>,
@@ -436,7 +443,9 @@ impl Machine {
     pub fn state(&self) -> Option<State> {
         match self.phase {
             Phase::Initialising | Phase::AwaitingCommit { .. } | Phase::Taking { .. } => None,
-            Phase::Serving | Phase::Farewell { .. } => Some(State::Serving),
+            Phase::Serving | Phase::Farewell { .. } | Phase::LameDuck { .. } => {
+                Some(State::Serving)
+            }
             Phase::Forking { .. } => Some(State::Forking),
             Phase::Confirming { .. }
             | Phase::Probation { .. }
@@ -453,7 +462,10 @@ impl Machine {
 
     /// Whether a stop, not a successor, is the reason for draining.
     pub fn is_stopping(&self) -> bool {
-        matches!(self.phase, Phase::Leaving { stopped: true, .. } | Phase::Farewell { .. })
+        matches!(
+            self.phase,
+            Phase::Leaving { stopped: true, .. } | Phase::Farewell { .. } | Phase::LameDuck { .. }
+        )
     }
 
     /// Whether probation is over, so that nothing leads back to serving.
@@ -473,7 +485,8 @@ impl Machine {
             | Phase::Forking { deadline, .. }
             | Phase::Confirming { deadline, .. }
             | Phase::Probation { deadline, .. }
-            | Phase::Farewell { deadline } => Some(deadline.0),
+            | Phase::Farewell { deadline }
+            | Phase::LameDuck { deadline } => Some(deadline.0),
             Phase::Leaving { linger: Some(linger), drain, .. } => Some(linger.0.min(drain.0)),
             Phase::Leaving { drain, .. } => Some(drain.0),
             Phase::Initialising
@@ -520,6 +533,7 @@ impl Machine {
                 self.predecessor = Predecessor::None;
                 self.drain_to_stop(now);
             }
+            Phase::LameDuck { deadline } if deadline.0 <= now => self.close_listeners(now),
             _ => {}
         }
         // Not in the match above: a phase that was just left for this one may be past its own.
@@ -983,6 +997,8 @@ impl Machine {
                 self.shorten(now);
             }
             Phase::Leaving { stopped: false, .. } => self.shorten(now),
+            // Told twice: whoever steers clients elsewhere need not be waited for.
+            Phase::LameDuck { .. } => self.close_listeners(now),
             Phase::Leaving { stopped: true, .. } | Phase::Farewell { .. } => self.cut(),
             Phase::Taking { .. } | Phase::Resuming { .. } | Phase::Exited => {}
         }
@@ -996,6 +1012,7 @@ impl Machine {
             }
             Phase::Leaving { .. }
             | Phase::Farewell { .. }
+            | Phase::LameDuck { .. }
             | Phase::Forking { step: Step::Aborting { stop: true, .. }, .. } => self.cut(),
             // While serving it means nothing.
             _ => {}
@@ -1008,6 +1025,7 @@ impl Machine {
                 self.give_up(GiveUp::ServerEnded);
             }
             Phase::Serving => self.stop(now),
+            Phase::LameDuck { .. } => self.close_listeners(now),
             Phase::Forking { step: Step::Aborting { stop: true, .. }, .. } => {}
             Phase::Forking { .. } => self.stop(now),
             // Nobody is left who could accept after a rollback.
@@ -1062,6 +1080,15 @@ impl Machine {
     }
 
     fn drain_to_stop(&mut self, now: Instant) {
+        if self.timing.lame_duck.is_zero() {
+            self.close_listeners(now);
+        } else {
+            self.push(Action::NotReady);
+            self.phase = Phase::LameDuck { deadline: Deadline(now + self.timing.lame_duck) };
+        }
+    }
+
+    fn close_listeners(&mut self, now: Instant) {
         self.push(Action::CloseListeners);
         self.push(Action::Closing);
         self.phase = Phase::Leaving {
@@ -1090,7 +1117,7 @@ impl Machine {
                 self.report(Err(Failure::Stopping));
                 self.push(Action::CloseListeners);
             }
-            Phase::Farewell { .. } => self.push(Action::CloseListeners),
+            Phase::Farewell { .. } | Phase::LameDuck { .. } => self.push(Action::CloseListeners),
             _ => {}
         }
         self.push(Action::Cut);

@@ -64,6 +64,7 @@ impl Policy {
                 probation: seconds(2),
                 linger: seconds(45),
                 drain: seconds(60),
+                lame_duck: Duration::ZERO,
                 stop_linger: seconds(1),
                 stop_drain: seconds(25),
             },
@@ -153,6 +154,14 @@ impl Policy {
     /// the commit. Default: 60 seconds.
     pub fn drain(mut self, deadline: Duration) -> Self {
         self.timing.drain = deadline;
+        self
+    }
+
+    /// How long a process that is told to stop goes on accepting, while
+    /// [`Handle::is_ready`](crate::Handle::is_ready) is false already: the time that load balancers
+    /// need to learn it. A second stop ends it. Default: none.
+    pub fn lame_duck(mut self, duration: Duration) -> Self {
+        self.timing.lame_duck = duration;
         self
     }
 

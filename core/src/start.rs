@@ -1,6 +1,7 @@
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::pin::pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
@@ -74,6 +75,7 @@ impl<R: Runtime> Start<R> {
             drain,
             state: StateWatch::new(),
             generation: legacy.generation,
+            ready: AtomicBool::new(false),
             inherited: legacy.state,
             at_commit: OnceLock::new(),
         });

@@ -13,6 +13,7 @@ fn timing() -> Timing {
     Timing {
         hooks: S(10),
         commit: S(24),
+        lame_duck: S(0),
         spawn: S(11),
         hello: S(12),
         ready: S(13),
@@ -28,7 +29,14 @@ fn timing() -> Timing {
 
 /// One that is over before probation is: a timeout then passes several deadlines at once.
 fn hasty() -> Timing {
-    Timing { linger: S(1), drain: S(20), stop_linger: S(0), stop_drain: S(0), ..timing() }
+    Timing {
+        lame_duck: S(3),
+        linger: S(1),
+        drain: S(20),
+        stop_linger: S(0),
+        stop_drain: S(0),
+        ..timing()
+    }
 }
 
 /// What a test does to the machine.
@@ -80,6 +88,24 @@ mod table {
 
     const GONE: Result<(), Failure> = Err(Failure::Exited);
     const STOPPED: Result<(), Failure> = Err(Failure::Stopping);
+
+    #[test]
+    fn a_lame_duck_accepts_until_it_is_over_or_told_twice() {
+        let lame = || {
+            let mut rig = Rig::new(hasty(), false);
+            rig.step(Begin);
+            rig.step(Locked(true));
+            assert_eq!(rig.step(Stop), [NotReady]);
+            assert_eq!(rig.machine.state(), Some(State::Serving));
+            rig
+        };
+        assert_eq!(lame().step(Restart), [Refuse(Failure::Stopping)]);
+        assert_eq!(lame().step(Quit), [CloseListeners, Cut, Exit]);
+        for mut end in [Do::Time, Stop.into(), ServerEnded.into()].map(|end| (lame(), end)) {
+            let actions = end.0.step(end.1);
+            assert_eq!(actions[..2], [CloseListeners, Closing], "{:?}", end.1);
+        }
+    }
 
     /// The phases by name: how to get there. The bool says whether there is a predecessor.
     fn at(phase: &str) -> Rig {
@@ -944,7 +970,7 @@ impl Bench {
                     ensure!(child.attempt == attempt && child.dead, "5: forgotten alive");
                 }
                 watch.child = None;
-                if machine.state() == Some(State::Serving) && !watch.disturbed && !watch.released {
+                if machine.phase == Phase::Serving && !watch.disturbed && !watch.released {
                     let now = Machine { attempt: 0, actions: VecDeque::new(), ..machine.clone() };
                     ensure!(Some(&now) == watch.before.as_ref(), "6: not its former self");
                 }
@@ -983,6 +1009,7 @@ impl Bench {
             | Action::RolledBack(_)
             | Action::Over
             | Action::Cut
+            | Action::NotReady
             | Action::Alone => {}
         }
         Ok(())

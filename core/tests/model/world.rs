@@ -319,6 +319,7 @@ fn timing() -> Timing {
     Timing {
         hooks: s(1),
         commit: s(2),
+        lame_duck: s(0),
         spawn: s(1),
         hello: s(1),
         ready: s(1),
