@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Query};
 use axum::routing::{get, post};
+use handover::tokio::http;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -22,8 +23,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     let start = handover::tokio::start()?;
     let listener = start.listen_tcp("web", address)?;
-    let server = axum::serve(listener, app).with_graceful_shutdown(start.drain().over());
-    start.run(std::future::IntoFuture::into_future(server)).await?;
+    start.run(http::serve(listener, app)).await?;
     Ok(())
 }
 

@@ -1,15 +1,11 @@
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::net::{TcpStream, UnixStream, unix};
 
+use crate::shortage::{SHORTAGE, concerns_one_connection};
 use crate::{Connection, TcpListener, UnixListener};
-
-/// How long to wait after an accept failed for a lack of descriptors or memory: until some
-/// connection has ended.
-const SHORTAGE: Duration = Duration::from_millis(100);
 
 macro_rules! serve {
     ($listener:ty, $stream:ty, $address:ty) => {
@@ -37,8 +33,3 @@ macro_rules! serve {
 
 serve!(TcpListener, TcpStream, SocketAddr);
 serve!(UnixListener, UnixStream, unix::SocketAddr);
-
-fn concerns_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}

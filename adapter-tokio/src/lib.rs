@@ -3,8 +3,12 @@
 mod axum;
 mod connection;
 mod datagram;
+#[cfg(feature = "http")]
+pub mod http;
 mod listener;
 mod runtime;
+#[cfg(any(feature = "axum08", feature = "http"))]
+mod shortage;
 
 pub use connection::Connection;
 pub use datagram::{UdpSocket, UnixDatagram};

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use handover_core::{Claim, Gated, Listener, Source};
+use handover_core::{Claim, Drain, Gated, Listener, Source};
 use tokio::net::{TcpStream, UnixStream, unix};
 
 use crate::Connection;
@@ -74,6 +74,11 @@ macro_rules! listener {
                 futures::stream::poll_fn(move |context| {
                     Listener::poll_accept(&listener, context).map(Result::transpose)
                 })
+            }
+
+            /// The drain signal for its connections.
+            pub fn drain(&self) -> &Drain {
+                self.0.drain()
             }
 
             /// The address that it is bound to.

@@ -1,0 +1,372 @@
+//! What a client sees of one connection while its server drains.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use handover_core::{Drain, Stage};
+use handover_http::{Connections, Server};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+const SOON: Duration = Duration::from_millis(50);
+
+struct Under {
+    client: DuplexStream,
+    served: JoinHandle<Result<(), Box<dyn Error + Send + Sync>>>,
+    connections: Connections,
+}
+
+/// A connection of a server on which `/slow` takes 100 ms and the rest nothing.
+fn connect(drain: &Drain) -> Under {
+    let (client, server) = duplex(64 * 1024);
+    let http = Server::new(TokioExecutor::new(), TokioTimer::new(), drain.clone());
+    let connections = http.connections();
+    let served = http.serve_connection(TokioIo::new(server), service_fn(answer));
+    Under { client, served: tokio::spawn(served), connections }
+}
+
+async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let body = match request.uri().path() {
+        "/slow" => {
+            sleep(Duration::from_millis(100)).await;
+            Bytes::from("slow")
+        }
+        "/upgrade" => {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut upgraded = TokioIo::new(upgrade.await.unwrap());
+                let mut line = [0; 4];
+                while upgraded.read_exact(&mut line).await.is_ok() {
+                    upgraded.write_all(&line).await.unwrap();
+                }
+            });
+            let mut answer = Response::new(Full::default());
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            answer.headers_mut().insert("connection", "upgrade".parse().unwrap());
+            answer.headers_mut().insert("upgrade", "echo".parse().unwrap());
+            return Ok(answer);
+        }
+        _ => {
+            let body = request.into_body().collect().await;
+            Bytes::from(format!("got {}", body.unwrap().to_bytes().len()))
+        }
+    };
+    Ok(Response::new(Full::new(body)))
+}
+
+fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: h\r\n\r\n").into_bytes()
+}
+
+impl Under {
+    async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.client.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// The next answer: its body, and whether it says `close`.
+    async fn answer(&mut self) -> (String, bool) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(self.client.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let header = |name: &str| {
+            let line = head.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|value| value.trim().to_owned())
+        };
+        let length = header("content-length:").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        self.client.read_exact(&mut body).await.unwrap();
+        let close = header("connection:").is_some_and(|value| value == "close");
+        (String::from_utf8(body).unwrap(), close)
+    }
+
+    async fn is_open(&mut self) -> bool {
+        timeout(SOON, self.client.read_u8()).await.is_err()
+    }
+
+    async fn has_ended(&mut self) -> bool {
+        let mut rest = Vec::new();
+        let ended = timeout(SOON, self.client.read_to_end(&mut rest)).await.is_ok();
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+        ended
+    }
+}
+
+fn says(body: &str, close: bool) -> (String, bool) {
+    (body.into(), close)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_stays_until_its_next_answer_says_close() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send(get("/")).await;
+    assert_eq!(under.answer().await, says("got 0", false));
+
+    set(Stage::Closing);
+    assert!(under.is_open().await);
+    under.send(get("/")).await;
+    assert_eq!(under.answer().await, says("got 0", true));
+    assert!(under.has_ended().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_request_stays_until_it_is_over() {
+    let (drain, set) = Drain::manual();
+    let (mut early, mut late) = (connect(&drain), connect(&drain));
+    set(Stage::Closing);
+    assert!(early.is_open().await && late.is_open().await);
+
+    early.send(get("/")).await;
+    assert_eq!(early.answer().await, says("got 0", true));
+    set(Stage::Over);
+    assert!(late.has_ended().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_rollback_connections_are_kept_alive_again() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send(get("/slow")).await;
+    sleep(Duration::from_millis(10)).await;
+    set(Stage::Closing);
+    sleep(Duration::from_millis(10)).await;
+    set(Stage::Open);
+    assert_eq!(under.answer().await, says("slow", false));
+    under.send(get("/")).await;
+    assert_eq!(under.answer().await, says("got 0", false));
+
+    // And the next drain is heard as the first was.
+    set(Stage::Closing);
+    sleep(Duration::from_millis(10)).await;
+    set(Stage::Over);
+    assert!(under.has_ended().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_under_way_says_close_if_its_head_was_not_sent() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send(get("/slow")).await;
+    sleep(Duration::from_millis(10)).await;
+    set(Stage::Closing);
+    assert_eq!(under.answer().await, says("slow", true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_pipelined_requests_the_last_answer_says_close() {
+    for stage in [Stage::Closing, Stage::Over] {
+        let (drain, set) = Drain::manual();
+        let mut under = connect(&drain);
+        under.send([get("/slow"), get("/"), get("/slow"), get("/")].concat()).await;
+        sleep(Duration::from_millis(10)).await;
+        set(stage);
+        assert_eq!(under.answer().await, says("slow", false));
+        assert_eq!(under.answer().await, says("got 0", false));
+        assert_eq!(under.answer().await, says("slow", false));
+        assert_eq!(under.answer().await, says("got 0", true));
+        assert!(under.has_ended().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_comes_during_another_is_answered() {
+    let (drain, set) = Drain::manual();
+    set(Stage::Closing);
+    let mut under = connect(&drain);
+    under.send(get("/slow")).await;
+    sleep(Duration::from_millis(50)).await;
+    under.send("POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nab").await;
+    sleep(Duration::from_millis(100)).await;
+    under.send("cd").await;
+    assert_eq!(under.answer().await, says("slow", false));
+    assert_eq!(under.answer().await, says("got 4", true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_in_any_pieces_is_followed_by_close() {
+    let head = "POST / HTTP/1.1\r\nhost: h\r\n";
+    let (drain, set) = Drain::manual();
+    set(Stage::Closing);
+    for (pieces, length) in [
+        (&["content-length: 2\r\n\r\nab"][..], 2),
+        (&["content-length: 2\r\n\r\n", "a", "b"], 2),
+        (&["transfer-encoding: chunked\r\n\r\n", "1\r\na\r\n", "1\r\nb\r\n0\r\n\r\n"], 2),
+        (&["transfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"], 1),
+    ] {
+        let mut under = connect(&drain);
+        under.send(head).await;
+        for piece in pieces {
+            sleep(Duration::from_millis(10)).await;
+            under.send(piece).await;
+        }
+        assert_eq!(under.answer().await, says(&format!("got {length}"), true), "{pieces:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn expect_continue_works_while_closing() {
+    let (drain, set) = Drain::manual();
+    set(Stage::Closing);
+    let mut under = connect(&drain);
+    let head = "POST / HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    under.send(head).await;
+    let mut line = [0; 25];
+    under.client.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"HTTP/1.1 100 Continue\r\n\r\n");
+    under.send("ab").await;
+    assert_eq!(under.answer().await, says("got 2", true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_request_is_waited_for_when_it_is_over() {
+    for requests_before in [0, 1] {
+        let (drain, set) = Drain::manual();
+        let mut under = connect(&drain);
+        for _ in 0..requests_before {
+            under.send(get("/")).await;
+            under.answer().await;
+        }
+        under.send("GET / HTT").await;
+        sleep(Duration::from_millis(10)).await;
+        set(Stage::Over);
+        assert!(under.is_open().await);
+        under.send("P/1.1\r\nhost: h\r\n\r\n").await;
+        assert_eq!(under.answer().await, says("got 0", true));
+        assert!(under.has_ended().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_may_close_after_the_last_answer() {
+    let (drain, set) = Drain::manual();
+    set(Stage::Closing);
+    let mut under = connect(&drain);
+    under.send(get("/")).await;
+    assert_eq!(under.answer().await, says("got 0", true));
+    assert!(under.has_ended().await);
+    // Our side is closed. What still comes must find an open socket, or a reset would answer it.
+    under.send(get("/")).await;
+    assert!(!under.served.is_finished());
+    let Under { client, served, .. } = under;
+    drop(client);
+    timeout(SOON, served).await.unwrap().unwrap().unwrap();
+
+    let mut under = connect(&drain);
+    under.send(get("/")).await;
+    under.answer().await;
+    let before = Instant::now();
+    under.served.await.unwrap().unwrap();
+    assert_eq!(before.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_waited_for_after_the_deadline() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send(get("/slow")).await;
+    sleep(Duration::from_millis(10)).await;
+    set(Stage::Over);
+    set(Stage::Cut);
+    assert!(under.has_ended().await);
+    under.served.await.unwrap().unwrap();
+    assert_eq!((under.connections.open(), under.connections.busy()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_counted_also_after_an_upgrade() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    let counts = |under: &Under| (under.connections.open(), under.connections.busy());
+    assert_eq!(counts(&under), (1, 0));
+    under.send(get("/slow")).await;
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(counts(&under), (1, 1));
+    under.answer().await;
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(counts(&under), (1, 0));
+
+    set(Stage::Closing);
+    under
+        .send("GET /upgrade HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await;
+    assert_eq!(under.answer().await, says("", false));
+    set(Stage::Over);
+    under.send("ping").await;
+    let mut pong = [0; 4];
+    under.client.read_exact(&mut pong).await.unwrap();
+    assert!(under.served.is_finished());
+    assert_eq!(counts(&under), (1, 1));
+    let connections = under.connections.clone();
+    drop(under);
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!((connections.open(), connections.busy()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_hears_of_the_drain_at_once_and_loses_nothing() {
+    let (drain, set) = Drain::manual();
+    let Under { client, served, connections } = connect(&drain);
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client));
+    let (mut sender, connection) = handshake.await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = |path| {
+        Request::builder().uri(format!("http://h{path}")).body(Empty::<Bytes>::new()).unwrap()
+    };
+    sender.send_request(request("/")).await.unwrap();
+
+    let done = Arc::new(AtomicUsize::new(0));
+    for _ in 0..8 {
+        let (answer, done) = (sender.send_request(request("/slow")), Arc::clone(&done));
+        tokio::spawn(async move {
+            let body = answer.await.unwrap().into_body().collect().await.unwrap();
+            assert_eq!(body.to_bytes(), "slow");
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!((connections.open(), connections.busy()), (1, 1));
+    set(Stage::Closing);
+    timeout(Duration::from_secs(1), served).await.unwrap().unwrap().unwrap();
+    assert_eq!(done.load(Ordering::SeqCst), 8);
+    connection.await.unwrap().unwrap();
+    assert!(sender.ready().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_connection_without_a_request_hears_of_it_too() {
+    let (drain, set) = Drain::manual();
+    set(Stage::Closing);
+    let Under { client, served, .. } = connect(&drain);
+    let handshake = hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>;
+    let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(client)).await.unwrap();
+    timeout(Duration::from_secs(1), connection).await.unwrap().unwrap();
+    // It may find that the client has gone already.
+    let _ = served.await.unwrap();
+    drop(sender);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_looks_like_http2_at_first_is_http1() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send("P").await;
+    sleep(Duration::from_millis(10)).await;
+    set(Stage::Closing);
+    assert!(under.is_open().await);
+    under.send("OST / HTTP/1.1\r\nhost: h\r\ncontent-length: 1\r\n\r\nx").await;
+    assert_eq!(under.answer().await, says("got 1", true));
+}
