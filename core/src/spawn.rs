@@ -107,10 +107,18 @@ impl Executable {
         args: impl IntoIterator<Item = impl Into<OsString>>,
     ) -> Executable {
         let name = program.into();
+        let args = std::iter::once(name.clone()).chain(args.into_iter().map(Into::into));
+        Self::named(name, args)
+    }
+
+    /// The same with an argv[0] of its own: the first of `args`.
+    pub(crate) fn named(
+        program: impl Into<OsString>,
+        args: impl IntoIterator<Item = OsString>,
+    ) -> Executable {
         let cwd = std::env::current_dir().ok();
-        let program = program_named(&name, cwd.as_deref());
-        let args = std::iter::once(name).chain(args.into_iter().map(Into::into)).collect();
-        Executable { program, args, cwd }
+        let program = program_named(&program.into(), cwd.as_deref());
+        Executable { program, args: args.into_iter().collect(), cwd }
     }
 
     /// The path to run now: absolute, as far as the working directory was known, with its

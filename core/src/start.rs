@@ -53,10 +53,8 @@ impl<R: Runtime> Start<R> {
         policy.check()?;
         let launch = Launch::capture(match &policy.executable {
             None => Executable::of_this_process(),
-            Some((path, arguments)) => Executable::new(
-                path.clone(),
-                arguments.clone().unwrap_or_else(|| std::env::args_os().collect()),
-            ),
+            Some((path, None)) => Executable::new(path.clone(), std::env::args_os().skip(1)),
+            Some((path, Some(arguments))) => Executable::named(path.clone(), arguments.clone()),
         });
         let legacy = inherit::take(&policy.instance, policy.timing.hello)?;
         policy.timing.commit = legacy.patience.unwrap_or(policy.timing.commit);

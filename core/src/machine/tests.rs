@@ -172,7 +172,7 @@ mod table {
         rig
     }
 
-    /// One cell of PROTOCOL.md's tables after the other.
+    /// What each phase does with each input, one after the other.
     fn check(rows: &[(&str, Do, &[Action], Option<State>)]) {
         for (phase, step, actions, state) in rows {
             let mut rig = at(phase);

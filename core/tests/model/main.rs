@@ -1,5 +1,5 @@
 //! Every history of a few generations, over the real [`Machine`](handover_core::machine::Machine):
-//! PROTOCOL.md's invariants 1 to 5 and 7 to 9 are checked in every state that crashes, stops,
+//! invariants 1 to 5 and 7 to 9 of the manual's protocol page are checked in every state that crashes, stops,
 //! timers and the network between the processes can lead to. (6 and 10 concern one machine and
 //! are in its own tests; 11 and 12 need descriptors.)
 //!

@@ -1,0 +1,60 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use handover_core::Source;
+use rustix::event::epoll;
+
+use super::wait::{Readable, when_readable};
+
+/// A socket with an epoll instance around it.
+///
+/// Threads wait for the instance, and never for the socket: the gate takes the socket out when it
+/// closes, while they go on waiting, and no copy of its descriptor stays behind with them.
+pub(crate) struct Polled<T> {
+    socket: T,
+    epoll: Readable,
+}
+
+impl<T> Polled<T> {
+    /// Tries `operation`; if it would block, `waker` is woken when it is worth another try.
+    pub(crate) fn poll_with<R>(
+        &self,
+        waker: &Waker,
+        operation: impl FnOnce(&T) -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        match operation(&self.socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                match when_readable(&self.epoll, waker) {
+                    Ok(()) => Poll::Pending,
+                    Err(error) => Poll::Ready(Err(error)),
+                }
+            }
+            result => Poll::Ready(result),
+        }
+    }
+}
+
+impl<T: AsFd> AsFd for Polled<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl<T> Source for Polled<T>
+where
+    T: AsFd + From<OwnedFd> + Into<OwnedFd> + Send + Sync + 'static,
+{
+    fn attach(descriptor: OwnedFd) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&epoll, &descriptor, data, epoll::EventFlags::IN)?;
+        Ok(Self { socket: descriptor.into(), epoll: Arc::new(epoll) })
+    }
+
+    fn detach(self) -> io::Result<OwnedFd> {
+        epoll::delete(&*self.epoll, &self.socket)?;
+        Ok(self.socket.into())
+    }
+}

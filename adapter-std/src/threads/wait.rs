@@ -1,0 +1,260 @@
+//! One thread's waiting, by poll(2), for whatever its future waits for.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+thread_local! {
+    /// What each `block_on` of this thread waits for; the innermost last.
+    static WAITS: RefCell<Vec<Interests>> = const { RefCell::new(Vec::new()) };
+    /// So that not every wait makes a descriptor.
+    static SPARE: Cell<Option<Arc<Wakeup>>> = const { Cell::new(None) };
+}
+
+/// A descriptor that somebody wants to read. Whoever asked holds it too: when nobody else does
+/// any more, it is of no interest.
+pub(crate) type Readable = Arc<dyn AsFd + Send + Sync>;
+
+/// Each is forgotten when it has come true, or when whoever asked is gone.
+#[derive(Default)]
+struct Interests {
+    readable: Vec<(Readable, Waker)>,
+    timers: Vec<(Arc<Instant>, Waker)>,
+}
+
+/// Waits for a future on this thread: for [`Handle::restart`](crate::threads::Handle), a drain
+/// signal, or a poll of one of this module's sockets, which only this function can wait for.
+///
+/// # Errors
+/// Those of the system calls, for example that no descriptor is left for the wake-ups.
+pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    let wakeup = match SPARE.take() {
+        Some(wakeup) => wakeup,
+        None => Arc::new(Wakeup(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)),
+    };
+    let waker = Waker::from(Arc::clone(&wakeup));
+    let _level = Level::enter();
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            SPARE.set(Some(wakeup));
+            return Ok(output);
+        }
+        wait(&wakeup, &waker)?;
+    }
+}
+
+/// Wakes `waker` once, when the descriptor is readable.
+///
+/// # Errors
+/// No [`block_on`] is at work on this thread.
+pub(crate) fn when_readable(descriptor: &Readable, waker: &Waker) -> io::Result<()> {
+    with_interests(|interests| {
+        let known = interests.readable.iter().any(|(known, known_waker)| {
+            Arc::ptr_eq(known, descriptor) && known_waker.will_wake(waker)
+        });
+        if !known {
+            interests.readable.push((Arc::clone(descriptor), waker.clone()));
+        }
+    })
+}
+
+/// Wakes `waker` once, at that time.
+///
+/// # Errors
+/// As for [`when_readable`].
+pub(crate) fn at(time: &Arc<Instant>, waker: &Waker) -> io::Result<()> {
+    with_interests(|interests| {
+        interests.timers.retain(|(known, _)| !Arc::ptr_eq(known, time));
+        interests.timers.push((Arc::clone(time), waker.clone()));
+    })
+}
+
+fn with_interests(note: impl FnOnce(&mut Interests)) -> io::Result<()> {
+    WAITS.with_borrow_mut(|waits| match waits.last_mut() {
+        Some(interests) => {
+            note(interests);
+            Ok(())
+        }
+        None => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "only `handover::threads::block_on` can wait for this",
+        )),
+    })
+}
+
+/// One `block_on`, for as long as it lasts.
+struct Level;
+
+impl Level {
+    fn enter() -> Self {
+        WAITS.with_borrow_mut(|waits| waits.push(Interests::default()));
+        Level
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        let interests = WAITS.with_borrow_mut(Vec::pop);
+        // Not while it is borrowed: what is dropped here may be anything.
+        drop(interests);
+    }
+}
+
+fn wait(wakeup: &Wakeup, own: &Waker) -> io::Result<()> {
+    let (readable, until) = WAITS.with_borrow_mut(|waits| {
+        let Some(interests) = waits.last_mut() else { return Default::default() };
+        interests.readable.retain(|(descriptor, _)| Arc::strong_count(descriptor) > 1);
+        interests.timers.retain(|(time, _)| Arc::strong_count(time) > 1);
+        let readable: Vec<_> =
+            interests.readable.iter().map(|(descriptor, _)| Arc::clone(descriptor)).collect();
+        (readable, interests.timers.iter().map(|(time, _)| **time).min())
+    });
+    let mut polled = vec![PollFd::new(&wakeup.0, PollFlags::IN)];
+    polled.extend(
+        readable.iter().map(|readable| PollFd::from_borrowed_fd(readable.as_fd(), PollFlags::IN)),
+    );
+    let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    match poll(&mut polled, patience.as_ref()) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let ready: Vec<_> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+    let woken = WAITS.with_borrow_mut(|waits| {
+        let Some(interests) = waits.last_mut() else { return Vec::new() };
+        let now = Instant::now();
+        let is_ready = |descriptor: &Readable| {
+            let at = readable.iter().position(|known| Arc::ptr_eq(known, descriptor));
+            at.is_some_and(|at| ready[at + 1])
+        };
+        let readable = interests.readable.extract_if(.., |(descriptor, _)| is_ready(descriptor));
+        let mut woken: Vec<_> = readable.map(|(_, waker)| waker).collect();
+        let due = interests.timers.extract_if(.., |(time, _)| **time <= now);
+        woken.extend(due.map(|(_, waker)| waker));
+        woken
+    });
+    let mut clear = ready[0];
+    for waker in woken {
+        // The future itself is polled next anyway.
+        if !waker.will_wake(own) {
+            waker.wake();
+            clear = true;
+        }
+    }
+    if clear {
+        let _ = rustix::io::read(&wakeup.0, &mut [0; 8]);
+    }
+    Ok(())
+}
+
+/// Ends a wait, from any thread.
+struct Wakeup(OwnedFd);
+
+impl Wake for Wakeup {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // It fails only when it is full, and so readable.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use futures::stream::{FuturesUnordered, StreamExt};
+    use std::future::poll_fn;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    fn sleep(duration: Duration) -> impl Future<Output = ()> {
+        let time = Arc::new(Instant::now() + duration);
+        poll_fn(move |context| {
+            if *time <= Instant::now() {
+                return Poll::Ready(());
+            }
+            at(&time, context.waker()).unwrap();
+            Poll::Pending
+        })
+    }
+
+    fn readable(descriptor: Readable) -> impl Future<Output = ()> {
+        let mut asked = false;
+        poll_fn(move |context| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(());
+            }
+            when_readable(&descriptor, context.waker()).unwrap();
+            Poll::Pending
+        })
+    }
+
+    #[test]
+    fn futures_in_one_wait_are_woken_each_by_its_own() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let began = Instant::now();
+        let order = block_on(async {
+            let all = FuturesUnordered::new();
+            all.push(sleep(Duration::from_millis(60)).map(|()| "late").boxed_local());
+            all.push(readable(Arc::new(near)).map(|()| "readable").boxed_local());
+            all.push(
+                sleep(Duration::from_millis(20))
+                    .map(|()| far.write_all(b"x").map(|()| "early").unwrap())
+                    .boxed_local(),
+            );
+            all.collect::<Vec<_>>().await
+        });
+        assert_eq!(order.unwrap(), ["early", "readable", "late"]);
+        assert!(began.elapsed() >= Duration::from_millis(60));
+    }
+
+    #[test]
+    fn a_wait_inside_a_wait_takes_nobodys_wakeup() {
+        let (sender, mut receiver) = futures::channel::mpsc::unbounded();
+        let outer = block_on(poll_fn(|context| {
+            if let Poll::Ready(got) = receiver.poll_next_unpin(context) {
+                return Poll::Ready(got);
+            }
+            block_on(sleep(Duration::from_millis(5))).unwrap();
+            sender.unbounded_send(7).unwrap();
+            block_on(sleep(Duration::from_millis(5))).unwrap();
+            Poll::Pending
+        }));
+        assert_eq!(outer.unwrap(), Some(7));
+    }
+
+    #[test]
+    fn who_has_gone_is_not_waited_for() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let near: Readable = Arc::new(near);
+        let mut polls = 0;
+        block_on(poll_fn(|context| {
+            polls += 1;
+            if polls == 1 {
+                when_readable(&near, context.waker()).unwrap();
+                drop(sleep(Duration::from_secs(600)));
+                let waker = context.waker().clone();
+                std::thread::spawn(move || waker.wake());
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        }))
+        .unwrap();
+        assert!(when_readable(&near, Waker::noop()).is_err());
+        assert_eq!(Arc::strong_count(&near), 1);
+    }
+}
