@@ -118,7 +118,8 @@ impl Story {
         self.view.progress("the last generation stops");
         let left = self.fleet.stop(serving)?;
         let mut left_over = std::mem::take(&mut self.left_over);
-        left_over.extend(self.fleet.left_over(None).iter().map(|process| format!("end: {process}")));
+        left_over
+            .extend(self.fleet.left_over(None).iter().map(|process| format!("end: {process}")));
 
         self.view.clear();
         self.view.failures(&report);

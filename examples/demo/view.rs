@@ -55,7 +55,9 @@ impl View {
             self.drawn = Stamp::now();
             let lost = report.lost() + report.races();
             let (ok, flying) = (report.ok(), report.in_flight);
-            self.progress(&format!("{ok:>7} answered, {lost} lost, {flying:>2} in flight | {doing}"));
+            self.progress(&format!(
+                "{ok:>7} answered, {lost} lost, {flying:>2} in flight | {doing}"
+            ));
         }
     }
 
@@ -75,7 +77,9 @@ impl View {
     pub(crate) fn row(&mut self, row: &Row) {
         self.clear();
         if self.rows == 0 {
-            println!("                             takeover |  its steps in ms              | old one");
+            println!(
+                "                             takeover |  its steps in ms              | old one"
+            );
             println!(
                 "  #      old -> new     build      ms | spawn  hello  ready   switch  | finished  \
                  gone s | lost"
@@ -137,17 +141,13 @@ impl View {
     pub(crate) fn latencies(&self, report: &Report) {
         println!("\nlatency, ms         between restarts            during restarts");
         println!("                  p50     p99     max         p50     p99     max");
-        for group in report.groups.iter().filter(|group| ["fresh", "kept"].contains(&&*group.name)) {
+        for group in report.groups.iter().filter(|group| ["fresh", "kept"].contains(&&*group.name))
+        {
             let show = |one: &Histogram| {
                 let [half, most] = [0.5, 0.99].map(|share| millis(one.quantile(share)));
                 format!("{half:>7.2} {most:>7.2} {:>7.2}", millis(one.max()))
             };
-            println!(
-                "{:<12}  {}     {}",
-                named(group),
-                show(&group.outside),
-                show(&group.inside)
-            );
+            println!("{:<12}  {}     {}", named(group), show(&group.outside), show(&group.inside));
         }
         println!(
             "(the clients themselves were late by {:.2} ms at p99, {:.2} at most)",
