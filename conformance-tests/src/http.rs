@@ -98,6 +98,8 @@ where
 {
     let mut input = Vec::new();
     let mut over = pin!(service.over().fuse());
+    // What has left HTTP has no end between two requests.
+    let mut upgraded = false;
     loop {
         let request = loop {
             match parse(&input) {
@@ -114,7 +116,7 @@ where
             let idle = input.is_empty();
             let mut piece = [0; 4096];
             let read = connection.read(&mut piece);
-            let len = if idle {
+            let len = if idle && !upgraded {
                 // The bytes first: a request that has arrived is to be answered.
                 match select(read, over.as_mut()).await {
                     Either::Left((len, _)) => len?,
@@ -141,6 +143,7 @@ where
         let pid = service.pid();
         let (status, body) = match request.ask {
             Ask::Ping => {
+                upgraded = true;
                 connection.write_all(format!("PONG {pid}\n").as_bytes()).await?;
                 continue;
             }

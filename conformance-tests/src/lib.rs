@@ -52,9 +52,11 @@
 pub mod client;
 pub mod http;
 pub mod hygiene;
+pub mod server;
 pub mod signal;
 
 mod case;
+mod cases;
 mod clock;
 mod collector;
 mod failure;
@@ -67,6 +69,8 @@ mod scenario;
 mod subject;
 mod timeline;
 
+use std::process::ExitCode;
+
 pub use case::{Case, Context, Need};
 pub use clock::{Stamp, poll_until};
 pub use failure::{Doing, Failure};
@@ -76,3 +80,26 @@ pub use runner::Suite;
 pub use scenario::Scenario;
 pub use subject::{Launch, Subject};
 pub use timeline::{Event, Timeline};
+
+use server::Server;
+
+/// All the cases that an adapter must pass. Its name says which: `tokio`.
+#[must_use]
+pub fn suite(name: &'static str) -> Conformance {
+    Conformance { suite: Suite::new(name, cases::all()) }
+}
+
+/// The suite of one adapter.
+#[derive(Debug)]
+#[must_use = "nothing runs before `main`"]
+pub struct Conformance {
+    suite: Suite,
+}
+
+impl Conformance {
+    /// The test binary's `main`: runs the cases, or is the program under test, which then starts
+    /// the library on its runtime and hands it to [`Server::run`].
+    pub fn main(self, program: impl FnOnce(&Server) -> Result<(), Failure>) -> ExitCode {
+        self.suite.main(|generation| program(&Server::enter(generation)?))
+    }
+}

@@ -1,0 +1,300 @@
+//! The server that every adapter's suite runs: one program, for any runtime.
+//!
+//! An adapter's author writes what any user of the adapter writes, and nothing else:
+//!
+//! ```ignore
+//! fn main() -> std::process::ExitCode {
+//!     handover_conformance::suite("tokio").main(|subject| {
+//!         tokio::runtime::Runtime::new()?.block_on(async {
+//!             let start = handover_tokio::start_with(subject.policy())?;
+//!             subject.run(start).await
+//!         })
+//!     })
+//! }
+//! ```
+//!
+//! It spawns no task and starts no thread of its own: connections are driven inside the future
+//! that is given to [`Start::run`](handover_core::Start::run), so that all that waits, waits
+//! through the adapter.
+//!
+//! # The scenario
+//!
+//! Each generation reads it anew. A list has one entry a line; times are in milliseconds.
+//!
+//! | key | what |
+//! | --- | --- |
+//! | `listen` | list of `NAME KIND ADDRESS`; `KIND` is `tcp`, `tcp*8` (a group), `unix`, `seqpacket`, `udp`, `unix-datagram`, `file`, `pipe` (claims `NAME.r` and `NAME.w`). A relative path is in the case's folder, `@name` is abstract |
+//! | `policy.*` | `ready`, `spawn`, `hooks`, `abort`, `confirm`, `probation`, `linger`, `drain`, `stop_linger`, `stop_drain`, `generations`, `state_limit`, `instance`, `executable`, `unfollowed` |
+//! | `signals` | `off`, or a list of `NAME VERB` (`restart`, `stop`, `quit`, `hooks`, `none`) |
+//! | `hooks` | list of `before\|after EVENT ACTION`; `EVENT` as in `accept`, `roll-back`, `signal:USR1` |
+//! | `state` | bytes of application state to hand over |
+//! | `state.version` | its version, 1 or 2; a generation reads only the state of its own version |
+//! | `at.born`, `at.claimed`, `at.serving` | list of actions: before the program's own code, before `run`, after the first accept was allowed |
+//! | `own-signals` | list of signals that the program catches for itself, through the runtime |
+//! | `quiet` | `true`: no event for each listener |
+//!
+//! Actions: `ok`, `fail WHY`, `give-up WHY` (at `claimed`), `wait NAME` (until the command `go`
+//! with `at=NAME`), `pause MS`, `exit N`, `panic`, `abort`, `segv`, `kill`, `hang` (the whole
+//! thread, and so the runtime), `pend` (only this future, for hooks), `helper` (a process that
+//! inherits every descriptor and outlives this one), `nofile N` (its limit of descriptors), `pin CPU`,
+//! `nice N`, `block SIGNAL` (of the thread).
+//!
+//! Actions that speak the handover protocol by hand, at `born` in place of the library, or later
+//! behind its back: `hello [OLDEST NEWEST]`, `offer` (reads it), `ready N` (claims the first N
+//! places), `commit` (reads it), `death` (reads until the other end is closed), `say BYTE...` (a frame of these bytes in hexadecimal),
+//! `serving`, `stopping`, `release`, `garbage`, `half`, `oversized`, `attach` (a frame with a
+//! descriptor), `close`.
+//!
+//! # Events
+//!
+//! `born` (what the process is like), `started` (`generation`, `predecessor`, `inherited`: names
+//! offered, `state`: bytes inherited), `claimed` (`name`, `origin`, `address`), `ready` (about to
+//! run; `unclaimed`), `state` (`state`, `stage`), `serving` (`generation`, `address` of the first
+//! listener, `address.NAME` of each, `state`: bytes at the commit), `stage`, `restart` (every
+//! outcome: `ok`, `pid`, `generation`, `claimed`, `bound`, `dropped`, `in_flight` or `failure`,
+//! `detail`, `error`), `answer` (the same with `id`, for the command `restart`), `child` and `leaked` (of `children`),
+//! `dropped` (`run`), `hook` (`when`,
+//! `event`, `action`), `acts` (`at`, `action`), `closed` (a listener was given up), `exit`
+//! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `own signal` (`signal`).
+//!
+//! # Commands
+//!
+//! `restart id`, `stop`, `quit`, `add entry` (a line of `listen`), `close name`, `in-flight`
+//! (tells it), `guard` and `unguard`, `write name text` and `read name` (files and pipes),
+//! `unclaimed`, `end [error]` (the server future ends), `go at` (`at=drop-run` drops the future of
+//! `run`, and this process lives on until `at=end`), `act action` (on the command
+//! thread, at once), `thread-act action` (on the runtime's thread: `hang` wedges it).
+
+mod actions;
+mod outcomes;
+mod packets;
+mod raw;
+mod serve;
+mod setup;
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::channel::mpsc;
+use futures::future::{Either, select};
+use handover_core::{Event, Policy, Signal, Sockets, Start};
+
+pub use serve::AsyncSockets;
+
+use self::actions::{Act, Waits};
+use self::outcomes::{Blob, tell_outcome};
+use self::setup::{Hook, Listen, When};
+use crate::generation::{Command, Generation};
+use crate::{Failure, Scenario};
+
+/// One generation of the server under test, in a program that an adapter's author writes.
+#[derive(Debug)]
+pub struct Server {
+    generation: Generation,
+    policy: Policy,
+    listen: Vec<Listen>,
+    hooks: Vec<Hook>,
+    waits: Arc<Waits>,
+    commands: Mutex<Option<mpsc::UnboundedReceiver<Command>>>,
+}
+
+impl Server {
+    /// Reads the scenario, and does what it says is to happen before the program's own code runs.
+    pub(crate) fn enter(generation: &Generation) -> Result<Self, Failure> {
+        let generation = generation.clone();
+        let scenario = generation.scenario();
+        let waits = Arc::new(Waits::default());
+        let (sender, receiver) = mpsc::unbounded();
+        let server = Self {
+            policy: setup::policy(scenario)?,
+            listen: setup::list(scenario, "listen", Listen::parse)?,
+            hooks: setup::list(scenario, "hooks", Hook::parse)?,
+            waits: Arc::clone(&waits),
+            commands: Mutex::new(Some(receiver)),
+            generation: generation.clone(),
+        };
+        let actor = generation.clone();
+        generation.on_command(move |command| match command.name.as_str() {
+            "go" => waits.go(command.get("at").unwrap_or_default()),
+            "act" => {
+                let done = Act::parse(command.get("action").unwrap_or_default())
+                    .and_then(|act| act.perform(&actor, &waits).map(drop));
+                if let Err(failure) = done {
+                    actor.tell("failed to act", &[("reason", &failure)]);
+                }
+            }
+            _ => drop(sender.unbounded_send(command)),
+        });
+        setup::tell_birth(&generation);
+        server.act_at("born")?;
+        Ok(server)
+    }
+
+    /// What to start with. Short times unless the case says otherwise.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy.clone()
+    }
+
+    /// Claims, serves and drains as the case wants it, on a runtime of futures.
+    ///
+    /// # Errors
+    ///
+    /// Those of the start, which end this process as they would end any program's.
+    pub async fn run<R: AsyncSockets>(&self, mut start: Start<R>) -> Result<(), Failure> {
+        self.prepare(&mut start)?;
+        let Some(commands) = self.take_commands() else {
+            return Err(Failure::new("a server runs once"));
+        };
+        let serving = serve::Serving::claim(self, &start, commands)?;
+        if let Some(reason) = self.act_at("claimed")? {
+            start.give_up(reason);
+            return Err(Failure::new("gave up"));
+        }
+        let unclaimed = start.unclaimed().join(" ");
+        self.generation.tell("ready", &[("unclaimed", &unclaimed)]);
+        let run = Box::pin(start.run(serving.serve()));
+        match select(run, pin!(self.waits.waited("drop-run"))).await {
+            Either::Left((result, _)) => {
+                outcomes::tell_exit(&self.generation, &result);
+                result.map(drop).map_err(Failure::from)
+            }
+            // The program lives on without the library.
+            Either::Right(((), run)) => {
+                drop(run);
+                self.generation.tell("dropped", &[]);
+                self.waits.waited("end").await;
+                Ok(())
+            }
+        }
+    }
+
+    /// What does not depend on how the runtime waits.
+    fn prepare<R: Sockets>(&self, start: &mut Start<R>) -> Result<(), Failure> {
+        let generation = &self.generation;
+        let scenario = generation.scenario();
+        let version: u32 = scenario.value("state.version", 1)?;
+        let state = if version == 2 {
+            start.inherited::<Blob<2>>().map(|blob| blob.0.len())
+        } else {
+            start.inherited::<Blob<1>>().map(|blob| blob.0.len())
+        };
+        generation.tell(
+            "started",
+            &[
+                ("generation", &start.generation()),
+                ("predecessor", &start.predecessor().unwrap_or(0)),
+                ("inherited", &start.unclaimed().join(" ")),
+                ("state", &state.map_or("none".to_owned(), |bytes| bytes.to_string())),
+            ],
+        );
+        if scenario.get("state").is_some() {
+            let bytes: usize = scenario.value("state", 0)?;
+            if version == 2 {
+                start.hand_over(move || Blob::<2>(vec![7; bytes]));
+            } else {
+                start.hand_over(move || Blob::<1>(vec![7; bytes]));
+            }
+        }
+        let teller = generation.clone();
+        start.on_restart(move |outcome| tell_outcome(&teller, "restart", None, outcome));
+        for hook in &self.hooks {
+            self.register(start, hook);
+        }
+        Ok(())
+    }
+
+    fn register<R: Sockets>(&self, start: &mut Start<R>, hook: &Hook) {
+        let runtime = start.runtime().cloned();
+        let (generation, waits, hook) =
+            (self.generation.clone(), Arc::clone(&self.waits), hook.clone());
+        let (when, event) = (hook.when, hook.event);
+        let run = move || {
+            let (generation, waits, hook) = (generation.clone(), Arc::clone(&waits), hook.clone());
+            let runtime = runtime.clone();
+            async move {
+                generation.tell(
+                    "hook",
+                    &[("when", &hook.when), ("event", &hook.name), ("action", &hook.action)],
+                );
+                let done = hook.action.perform_in(&generation, &waits, runtime.as_ref()).await;
+                done.map_err(|failure| failure.to_string().into())
+            }
+        };
+        match when {
+            When::Before => start.before(event, run),
+            When::After => start.after(event, run),
+        }
+    }
+
+    /// Does what is to happen at a point; the reason, if that is to give up.
+    fn act_at(&self, at: &str) -> Result<Option<String>, Failure> {
+        for act in self.acts(at)? {
+            self.generation.tell("acts", &[("at", &at), ("action", &act)]);
+            if let Some(reason) = act.perform(&self.generation, &self.waits)? {
+                return Ok(Some(reason));
+            }
+        }
+        Ok(None)
+    }
+
+    fn acts(&self, at: &str) -> Result<Vec<Act>, Failure> {
+        setup::list(self.generation.scenario(), &format!("at.{at}"), Act::parse)
+    }
+
+    fn take_commands(&self) -> Option<mpsc::UnboundedReceiver<Command>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A path of the scenario.
+fn resolve(generation: &Generation, address: &str) -> PathBuf {
+    if address.starts_with('@') {
+        return address.into();
+    }
+    generation.folder().join(Path::new(address))
+}
+
+/// The name of an event, as scenarios and events have it.
+fn event_named(name: &str) -> Result<Event, Failure> {
+    Ok(match name {
+        "accept" => Event::Accept,
+        "restart" => Event::Restart,
+        "commit" => Event::Commit,
+        "settle" => Event::Settle,
+        "roll-back" => Event::RollBack,
+        "alone" => Event::Alone,
+        "stop" => Event::Stop,
+        _ => match name.strip_prefix("signal:") {
+            Some(signal) => Event::Signal(signal_named(signal)?),
+            None => return Err(Failure::new(format!("no event is called `{name}`"))),
+        },
+    })
+}
+
+fn signal_named(name: &str) -> Result<Signal, Failure> {
+    Ok(match name {
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "QUIT" => Signal::QUIT,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        "TSTP" => Signal::TSTP,
+        "WINCH" => Signal::WINCH,
+        _ => return Err(Failure::new(format!("no signal is called `{name}`"))),
+    })
+}
+
+impl Scenario {
+    /// Adds a line to a list of the scenario.
+    #[must_use]
+    pub fn also(self, key: &str, line: impl std::fmt::Display) -> Self {
+        let lines = match self.get(key) {
+            Some(lines) => format!("{lines}\n{line}"),
+            None => line.to_string(),
+        };
+        self.with(key, lines)
+    }
+}
