@@ -1,7 +1,7 @@
 //! What the library costs a server while nothing is restarted.
 //!
 //! ```sh
-//! cargo bench --bench steady --features tokio,axum08      # -- --quick: a look, in seconds
+//! cargo bench --bench steady --features tokio,http      # -- --quick: a look, in seconds
 //! ```
 //!
 //! First the same axum server with and without it, each in a process of its own, under the same
@@ -16,7 +16,7 @@ mod server;
 mod stats;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::hint::black_box;
 use std::io;
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use handover::core::Policy;
-use handover::tokio::{Handle, start_with};
+use handover::tokio::{Handle, http, start_with};
 use server::{Result, Server, app, first_answer, free_address};
 use stats::{max, median, quick};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,8 +78,7 @@ fn many_threads() -> io::Result<tokio::runtime::Runtime> {
 async fn serve_with(address: &str) -> Result<()> {
     let start = handover::tokio::start()?;
     let listener = start.listen_tcp("web", address)?;
-    let server = axum::serve(listener, app()).with_graceful_shutdown(start.drain().over());
-    start.run(server.into_future()).await?;
+    start.run(http::serve(listener, app())).await?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! From SIGHUP to the first answer of the new generation, beside a cold start of the same program.
 //!
 //! ```sh
-//! cargo bench --bench takeover --features tokio,axum08      # -- --quick: 5 instead of 30
+//! cargo bench --bench takeover --features tokio,http      # -- --quick: 5 instead of 30
 //! ```
 //!
 //! A client asks on new connections all the time, in both cases, and any failed request ends the
@@ -16,12 +16,12 @@ mod server;
 #[path = "common/stats.rs"]
 mod stats;
 
-use std::future::IntoFuture;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use handover::core::Policy;
+use handover::tokio::http;
 use handover_conformance::signal::{Process, Signal};
 use server::{Result, Server, app, first_answer, free_address};
 use stats::{max, median, millis, quick};
@@ -62,8 +62,7 @@ async fn serve(address: &str) -> Result<()> {
         Err(error) => println!("failed: {error}"),
     });
     let listener = start.listen_tcp("web", address)?;
-    let server = axum::serve(listener, app()).with_graceful_shutdown(start.drain().over());
-    start.run(server.into_future()).await?;
+    start.run(http::serve(listener, app())).await?;
     Ok(())
 }
 

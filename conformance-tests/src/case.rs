@@ -246,6 +246,7 @@ impl Context {
         let mut left = Vec::new();
         let only = poll_until(within, "the other processes to go", || {
             left = self.processes();
+            self.bury_strays(&left);
             let mut found: Vec<u32> = left.iter().map(|process| process.pid).collect();
             found.sort_unstable();
             (found == wanted).then_some(())
@@ -254,6 +255,20 @@ impl Context {
             let left: Vec<String> = left.iter().map(ToString::to_string).collect();
             Failure::new(format!("{failure}: wanted {wanted:?}, there are {left:?}"))
         })
+    }
+
+    /// Reaps helpers whose parents have gone: nobody watches those, and they are the runner's.
+    fn bury_strays(&self, processes: &[Listed]) {
+        let stray = |process: &&Listed| process.is_zombie() && process.parent == std::process::id();
+        for process in processes.iter().filter(stray) {
+            let known = |event: &Event| event.pid == Some(process.pid);
+            if !self.timeline.events().iter().any(known)
+                && let Ok(process) = Process::open(process.pid)
+            {
+                // Whoever is not ours after all stays.
+                let _ = process.reap();
+            }
+        }
     }
 
     /// What the subjects have written to their standard error.

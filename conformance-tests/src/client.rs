@@ -70,6 +70,7 @@ pub struct Load {
     late_after: Duration,
     at_most: Duration,
     any_answer: bool,
+    samples: usize,
 }
 
 /// A load that is being put on a server. Dropping it ends it at once.
@@ -147,6 +148,7 @@ impl Load {
             late_after: Duration::from_millis(500),
             at_most: Duration::from_secs(600),
             any_answer: false,
+            samples: 5,
         }
     }
 
@@ -215,6 +217,13 @@ impl Load {
     /// Any answer with status 200 is right: for servers that do not know the contract.
     pub fn any_answer(mut self) -> Self {
         self.any_answer = true;
+        self
+    }
+
+    /// Tells up to so many failures of each class in full, see [`Report::samples`]. 5 unless told
+    /// otherwise.
+    pub fn keep_samples(mut self, samples: usize) -> Self {
+        self.samples = samples;
         self
     }
 

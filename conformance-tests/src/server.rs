@@ -52,9 +52,10 @@
 //! run; `unclaimed`), `state` (`state`, `stage`), `serving` (`generation`, `address` of the first
 //! listener, `address.NAME` of each, `state`: bytes at the commit), `stage`, `restart` (every
 //! outcome: `ok`, `pid`, `generation`, `claimed`, `bound`, `dropped`, `in_flight` or `failure`,
-//! `detail`, `error`), `answer` (the same with `id`, for the command `restart`), `child` and `leaked` (of `children`),
+//! `detail`, `error`), `answer` (the same with `id`, for the command `restart`), `children` and `leaked` (of `children`),
 //! `dropped` (`run`), `hook` (`when`,
-//! `event`, `action`), `acts` (`at`, `action`), `closed` (a listener was given up), `exit`
+//! `event`, `action`), `acts` (`place`, `action`),
+//! `waits` (`place`), `closed` (a listener was given up), `exit`
 //! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `own signal` (`signal`).
 //!
 //! # Commands
@@ -231,7 +232,7 @@ impl Server {
     /// Does what is to happen at a point; the reason, if that is to give up.
     fn act_at(&self, at: &str) -> Result<Option<String>, Failure> {
         for act in self.acts(at)? {
-            self.generation.tell("acts", &[("at", &at), ("action", &act)]);
+            self.generation.tell("acts", &[("place", &at), ("action", &act)]);
             if let Some(reason) = act.perform(&self.generation, &self.waits)? {
                 return Ok(Some(reason));
             }

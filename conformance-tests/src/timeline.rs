@@ -26,6 +26,8 @@ pub struct Timeline {
     began: Stamp,
     events: Mutex<Vec<Event>>,
     grown: Condvar,
+    /// Where an account of them begins.
+    told_from: Mutex<Option<Stamp>>,
 }
 
 impl Event {
@@ -44,7 +46,7 @@ impl Event {
 
 impl Timeline {
     pub(crate) fn new() -> Self {
-        Self { began: Stamp::now(), events: Mutex::default(), grown: Condvar::new() }
+        Self { began: Stamp::now(), events: Mutex::default(), grown: Condvar::new(), told_from: Mutex::default() }
     }
 
     /// The case's first moment.
@@ -119,6 +121,11 @@ impl Timeline {
         }
     }
 
+    /// Leaves out of an account what was before: for a case that runs for minutes.
+    pub(crate) fn tell_from(&self, moment: Stamp) {
+        *self.told_from.lock().unwrap_or_else(PoisonError::into_inner) = Some(moment);
+    }
+
     pub(crate) fn push(&self, event: Event) {
         self.lock().push(event);
         self.grown.notify_all();
@@ -133,6 +140,8 @@ impl Timeline {
     pub(crate) fn told_with(&self, others: Vec<(Stamp, String)>) -> String {
         let mut lines = others;
         lines.extend(self.events().into_iter().map(|event| (event.at, event.to_string())));
+        let from = *self.told_from.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|&(at, _)| from.is_none_or(|from| at >= from));
         lines.sort_by_key(|&(at, _)| at);
         lines.into_iter().fold(String::new(), |mut text, (at, line)| {
             // Writing to a string cannot fail.

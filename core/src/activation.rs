@@ -1,6 +1,8 @@
 use std::ffi::OsString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::FdFlags;
 
 use crate::{Error, ErrorKind, Result, raw};
 
@@ -20,10 +22,14 @@ impl Activation {
     /// they need not differ. Where it is missing, they are `LISTEN_FD_3` and so on, by number.
     ///
     /// The error is of the kind [`ErrorKind::Inherit`], for variables that are malformed and for
-    /// a descriptor that is not open; no descriptor has been touched then.
+    /// a descriptor that is not open or that this process has opened itself; no descriptor has been
+    /// touched then.
     pub(crate) fn from_env() -> Result<Vec<(String, OwnedFd)>> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
 
+        if TAKEN.load(Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
         let announced = announced(|name| std::env::var_os(name), std::process::id())?;
         if announced.is_empty() || TAKEN.swap(true, Ordering::SeqCst) {
             return Ok(Vec::new());
@@ -77,10 +83,19 @@ fn announced(var: impl Fn(&str) -> Option<OsString>, own_pid: u32) -> Result<Vec
     for (index, number) in (FIRST..end).enumerate() {
         let name = names.as_ref().and_then(|names| names.get(index).cloned());
         let name = name.unwrap_or_else(|| format!("LISTEN_FD_{number}"));
-        raw::inspect(number, |_| Ok(())).map_err(|error| not_usable(number, &name, error))?;
+        raw::inspect(number, passed).map_err(|error| not_usable(number, &name, error))?;
         announced.push((name, number));
     }
     Ok(announced)
+}
+
+/// Refuses what this process has opened itself, which a count that is too large would reach: nothing
+/// that crosses exec is close-on-exec.
+fn passed(descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
+    if rustix::io::fcntl_getfd(descriptor)?.contains(FdFlags::CLOEXEC) {
+        return Err(std::io::Error::other("it was not passed to this process, which has opened it"));
+    }
+    Ok(())
 }
 
 fn number(variable: &str, value: &OsString) -> Result<u32> {

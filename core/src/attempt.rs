@@ -47,6 +47,8 @@ pub(crate) struct Successor {
     pub(crate) reply: Option<Reply>,
     pub(crate) takeover: Takeover,
     pub(crate) log: Log,
+    /// How many it has sent.
+    pub(crate) frames: u32,
     pub(crate) child: Option<Child>,
     /// The process that said hello, if it is not the child: the child is a wrapper then.
     speaker: Option<(Pid, OwnedFd)>,
@@ -91,6 +93,7 @@ impl Successor {
                 in_flight: 0,
             },
             log: Log::default(),
+            frames: 0,
             child: None,
             speaker: None,
             step: now,
@@ -253,7 +256,8 @@ impl Successor {
             offer.push((frame::Entry::Hurry, Arc::clone(hurry)));
         }
         offer.extend(named);
-        let channel = self.channel.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        // Lost in the same moment, which is heard next.
+        let Some(channel) = &mut self.channel else { return Ok(false) };
         let total = u16::try_from(offer.len())
             .map_err(|_| io::Error::other("more than 65,535 descriptors"))?;
         let version = VERSIONS.1.min(self.log.newest);

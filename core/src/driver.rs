@@ -36,7 +36,7 @@ use crate::protocol::frame::Frame;
 use crate::runtime::{Runtime, Signal};
 use crate::spawn::{Child, Launch, is_dead};
 use crate::state::Providers;
-use crate::terminal::Terminal;
+use crate::terminal::{Hangup, Terminal};
 
 /// How long a TCP listener that takes no new connections waits for handshakes that are under way:
 /// a round trip, or a retransmission on a good line. Closed earlier, it would reset them.
@@ -45,6 +45,8 @@ const HANDSHAKE: Duration = Duration::from_millis(250);
 const RECHECK: Duration = Duration::from_millis(20);
 /// How often the descriptors are looked at in one poll.
 const ROUNDS: usize = 16;
+/// A successor has five things to say. After this many its link counts as lost.
+const FRAMES: u32 = 16;
 /// How long the end of this process waits for the service manager to have read its last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -115,21 +117,12 @@ enum Considered {
 }
 
 impl<R: Runtime> Driver<R> {
-    pub(crate) fn new(parts: Parts<R>) -> Result<Self> {
-        let poller = Poller::new(&parts.runtime)?;
-        let watch = |token, descriptor: std::os::fd::BorrowedFd<'_>| {
-            poller.add(token, descriptor).map_err(|error| {
-                Error::with_source(ErrorKind::Runtime, "watch the predecessor", error)
-            })
-        };
-        if let Some(upstream) = &parts.upstream {
-            watch(Token::Predecessor, upstream.channel.as_fd())?;
-            watch(Token::PredecessorDeath, upstream.pidfd.as_fd())?;
-        }
-        watch(Token::Hurry, parts.own.hurry.as_fd())?;
-        for older in &parts.older {
-            watch(Token::Older, older.pidfd.as_fd())?;
-        }
+    pub(crate) fn new(mut parts: Parts<R>) -> Result<Self> {
+        let poller = Self::watch(&parts).inspect_err(|error| {
+            if let Some(upstream) = &mut parts.upstream {
+                upstream.give_up(error.to_string());
+            }
+        })?;
         let inherits = parts.upstream.is_some();
         Ok(Self {
             machine: Machine::new(parts.policy.timing, inherits),
@@ -154,6 +147,25 @@ impl<R: Runtime> Driver<R> {
             settle_at: None,
             early: Vec::new(),
         })
+    }
+
+    /// The poller, with everything in it that there is from the start.
+    fn watch(parts: &Parts<R>) -> Result<Poller<R>> {
+        let poller = Poller::new(&parts.runtime)?;
+        let watch = |token, descriptor: std::os::fd::BorrowedFd<'_>| {
+            poller.add(token, descriptor).map_err(|error| {
+                Error::with_source(ErrorKind::Runtime, "watch the predecessor", error)
+            })
+        };
+        if let Some(upstream) = &parts.upstream {
+            watch(Token::Predecessor, upstream.channel.as_fd())?;
+            watch(Token::PredecessorDeath, upstream.pidfd.as_fd())?;
+        }
+        watch(Token::Hurry, parts.own.hurry.as_fd())?;
+        for older in &parts.older {
+            watch(Token::Older, older.pidfd.as_fd())?;
+        }
+        Ok(poller)
     }
 
     /// The user's server has ended.
@@ -328,7 +340,9 @@ impl<R: Runtime> Driver<R> {
         let mut lost = false;
         let mut heard = Vec::new();
         while let Some(received) = channel.receive() {
-            if matches!(received, Received::Lost) {
+            // A peer that never stops talking must not keep the server from running.
+            successor.frames += 1;
+            if matches!(received, Received::Lost) || successor.frames > FRAMES {
                 self.poller.remove(channel.as_fd());
                 lost = true;
                 heard.push(Heard::Lost);
@@ -350,13 +364,17 @@ impl<R: Runtime> Driver<R> {
     }
 
     fn flush_successor(&mut self) {
-        if let Some(channel) = self.successor.as_mut().and_then(|known| known.channel.as_mut())
+        let Some(successor) = &mut self.successor else { return };
+        let attempt = successor.number;
+        if let Some(channel) = &mut successor.channel
             && channel.is_blocked()
         {
-            // An error shows when the socket is read next.
-            let _ = channel.flush();
+            let flushed = channel.flush();
             if !channel.is_blocked() {
                 let _ = self.poller.want_write(Token::Successor, channel.as_fd(), false);
+            }
+            if let Err(error) = flushed {
+                self.offer_failed(attempt, &error);
             }
         }
     }
@@ -421,9 +439,18 @@ impl<R: Runtime> Driver<R> {
         for signal in arrived {
             let known = self.parts.policy.signals.iter().find(|(known, _)| *known == signal);
             let mut verb = known.map_or(Verb::Hooks, |(_, verb)| *verb);
-            if signal == Signal::HUP && verb == Verb::Restart && self.parts.terminal.has_gone() {
-                tracing::info!("the controlling terminal has gone: stopping");
-                verb = Verb::Stop;
+            if signal == Signal::HUP && verb == Verb::Restart {
+                match self.parts.terminal.hangup() {
+                    Hangup::Unrelated => {}
+                    Hangup::Closed => {
+                        tracing::info!("the controlling terminal has gone: stopping");
+                        verb = Verb::Stop;
+                    }
+                    Hangup::LeaderLeft => {
+                        tracing::debug!("the session's leader, an older generation, has left");
+                        continue;
+                    }
+                }
             }
             tracing::debug!(%signal, ?verb, "signal");
             match self.parts.hooks.run(When::Before, Event::Signal(signal)) {
@@ -708,11 +735,18 @@ impl<R: Runtime> Driver<R> {
                 }
             }
             Ok(false) => {}
-            Err(error) => {
-                successor.log.os_error(&error);
-                successor.log.detail(format!("offer the descriptors: {error}"));
-                self.inputs.push(Input::Successor(number, Heard::Garbage));
-            }
+            Err(error) => self.offer_failed(number, &error),
+        }
+    }
+
+    fn offer_failed(&mut self, number: Attempt, error: &io::Error) {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        let Some(successor) = &mut self.successor else { return };
+        // If it has closed its end, what it said before that is read next.
+        if !matches!(error.kind(), BrokenPipe | ConnectionReset) {
+            successor.log.os_error(error);
+            successor.log.detail(format!("offer the descriptors: {error}"));
+            self.inputs.push(Input::Successor(number, Heard::Garbage));
         }
     }
 

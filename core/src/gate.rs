@@ -20,6 +20,10 @@ use crate::waiters::Waiters;
 
 /// A runtime's socket: something that a descriptor can be attached to and detached from.
 pub trait Source: AsFd + Sized + Send + Sync + 'static {
+    /// Whether the runtime wakes every task that waits for the socket. Most remember only the one
+    /// that asked last: the gate then gives them a waker that wakes all.
+    const KNOWS_EVERY_TASK: bool = false;
+
     /// Registers the (non-blocking) descriptor with the runtime's poller. Called inside the
     /// runtime's context, from a poll of the user's.
     ///
@@ -89,8 +93,8 @@ impl<S: Source> Gated<S> {
     /// Tries `accept` through the gate. Pending while the gate is closed, `Ok(None)` once the
     /// socket has been given up for good.
     ///
-    /// The context that `accept` gets is the gate's: it is the same for all tasks that wait here,
-    /// and wakes them all, so a runtime that remembers one task for each socket will do.
+    /// The context that `accept` gets is the gate's, which is the same for all tasks that wait
+    /// here and wakes them all, unless the [source knows every task](Source::KNOWS_EVERY_TASK).
     ///
     /// The guard that comes with the result was taken before the accept.
     ///
@@ -124,7 +128,9 @@ impl<S: Source> Gated<S> {
             self.shared.waiters.register(context.waker());
             match &*slot {
                 Slot::Attached { socket, .. } => {
-                    return operation(socket, &mut Context::from_waker(&self.shared.waker))
+                    let all = &self.shared.waker;
+                    let waker = if S::KNOWS_EVERY_TASK { context.waker() } else { all };
+                    return operation(socket, &mut Context::from_waker(waker))
                         .map(|result| result.map(Some));
                 }
                 Slot::Closed(_) => {}

@@ -31,6 +31,13 @@ pub(crate) struct Upstream {
     pub(crate) pidfd: OwnedFd,
 }
 
+impl Upstream {
+    /// Says why this process will not serve. If the predecessor is gone, nobody needs to know.
+    pub(crate) fn give_up(&mut self, reason: String) {
+        let _ = self.channel.send(&Frame::GaveUp { reason }, Vec::new());
+    }
+}
+
 /// A process of an older generation, which may still be draining.
 #[derive(Clone)]
 pub(crate) struct Generation {
@@ -186,7 +193,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
         state: offer.state,
         older: offer.older,
         sockets: offer.sockets,
-        generation: offer.generation.unwrap_or(0) + 1,
+        generation: offer.generation.unwrap_or(0).saturating_add(1),
         patience: offer.patience,
     })
 }

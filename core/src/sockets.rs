@@ -167,7 +167,11 @@ macro_rules! datagrams {
                 context: &mut ::std::task::Context<'_>,
                 buffer: &mut [u8],
             ) -> ::std::task::Poll<::std::io::Result<Option<(usize, $crate::Address)>>> {
-                self.0.poll_io(context, |socket, context| $receive(socket, context, buffer))
+                self.0.poll_io(context, |socket, context| {
+                    let receive = $receive;
+                    receive(socket, context, &mut *buffer)
+                        .map_ok(|(length, from)| (length, $crate::Address::from(from)))
+                })
             }
 
             fn try_send(&self, datagram: &[u8], to: &$crate::Address) -> ::std::io::Result<usize> {

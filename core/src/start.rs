@@ -12,12 +12,11 @@ use crate::driver::{Driver, Observer, Parts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handle::{Handle, Shared};
 use crate::hooks::{Event, HookResult, Hooks, When};
-use crate::inherit::{self, Generation, Upstream};
+use crate::inherit::{self, Generation, Legacy};
 use crate::join::Seat;
 use crate::outcome::{Exit, RestartError, ServerOutput, Takeover};
 use crate::ownership::Ownership;
 use crate::policy::Policy;
-use crate::protocol::frame::Frame;
 use crate::registry::Registry;
 use crate::runtime::{Runtime, Signal};
 use crate::spawn::{Executable, Launch};
@@ -49,14 +48,33 @@ impl<R: Runtime> Start<R> {
     /// # Errors
     /// A policy that contradicts itself, an offer that is broken or does not come, signals that
     /// cannot be caught. The predecessor then goes on serving.
-    pub fn new(runtime: R, mut policy: Policy) -> Result<Self> {
+    pub fn new(runtime: R, policy: Policy) -> Result<Self> {
         policy.check()?;
         let launch = Launch::capture(match &policy.executable {
             None => Executable::of_this_process(),
             Some((path, None)) => Executable::new(path.clone(), std::env::args_os().skip(1)),
             Some((path, Some(arguments))) => Executable::named(path.clone(), arguments.clone()),
         });
-        let legacy = inherit::take(&policy.instance, policy.timing.hello)?;
+        let mut legacy = inherit::take(&policy.instance, policy.timing.hello)?;
+        let mut upstream = legacy.upstream.take();
+        let start = Self::with(runtime, policy, launch, legacy);
+        match start {
+            Ok(mut start) => {
+                if let Some(parts) = &mut start.parts {
+                    parts.upstream = upstream;
+                }
+                Ok(start)
+            }
+            Err(error) => {
+                if let Some(upstream) = &mut upstream {
+                    upstream.give_up(error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn with(runtime: R, mut policy: Policy, launch: Launch, legacy: Legacy) -> Result<Self> {
         policy.timing.commit = legacy.patience.unwrap_or(policy.timing.commit);
         let failed = |what: &str, error| Error::with_source(ErrorKind::Os, what, error);
         let ownership = match legacy.ownership {
@@ -88,12 +106,12 @@ impl<R: Runtime> Start<R> {
             signals,
             requests,
             shared,
-            upstream: legacy.upstream,
+            upstream: None,
             ownership,
             own,
+            terminal: Terminal::capture(legacy.older.iter().map(|older| older.pid)),
             older: legacy.older,
             launch,
-            terminal: Terminal::capture(),
             observer: None,
         };
         Ok(Self { handle, parts: Some(parts) })
@@ -224,8 +242,8 @@ impl<R: Runtime> Start<R> {
     fn tell(&mut self, reason: String) {
         if let Some(mut parts) = self.parts.take() {
             parts.shared.registry.end();
-            if let Some(Upstream { channel, .. }) = &mut parts.upstream {
-                let _ = channel.send(&Frame::GaveUp { reason }, Vec::new());
+            if let Some(upstream) = &mut parts.upstream {
+                upstream.give_up(reason);
             }
         }
     }

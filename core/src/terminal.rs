@@ -1,28 +1,75 @@
-use rustix::fs::{Mode, OFlags, open};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use rustix::process::getsid;
+
+use crate::inherit::number;
 
 /// Whether this process has a controlling terminal. Closing one sends SIGHUP to everything that
 /// was started in it, and that must not look like a request to restart.
 pub(crate) struct Terminal {
     had_one: bool,
+    /// The leader of the session is an older generation, and leaves because it was replaced.
+    leader_leaves: bool,
+}
+
+/// What a SIGHUP has to do with the terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hangup {
+    /// Nothing.
+    Unrelated,
+    /// It was closed.
+    Closed,
+    /// It is still there, but the session's leader, an older generation, has left and taken it
+    /// from the session. The kernel tells whoever was in its foreground.
+    LeaderLeft,
 }
 
 impl Terminal {
-    /// As it is at the start.
-    pub(crate) fn capture() -> Self {
-        Self { had_one: has_one() }
+    /// As it is at the start. `older`: the processes before this one that are still there.
+    pub(crate) fn capture(older: impl IntoIterator<Item = u32>) -> Self {
+        let leader = getsid(None).ok().map(number);
+        let leader_leaves = older.into_iter().any(|pid| Some(pid) == leader);
+        Self { had_one: look().is_ok(), leader_leaves }
     }
 
-    pub(crate) fn has_gone(&self) -> bool {
-        self.had_one && !has_one()
+    /// For each SIGHUP.
+    pub(crate) fn hangup(&mut self) -> Hangup {
+        // Anything else (no descriptor left, a changed root) says nothing about the terminal.
+        if !self.had_one || !matches!(look(), Err(Errno::NXIO | Errno::IO)) {
+            return Hangup::Unrelated;
+        }
+        if self.leader_leaves && !is_stdio_hung_up() {
+            // Once: from now on there is no terminal that could be closed.
+            self.had_one = false;
+            return Hangup::LeaderLeft;
+        }
+        Hangup::Closed
     }
 }
 
-fn has_one() -> bool {
-    // The file is there for everybody; it can be opened by whoever has a terminal.
+/// Whether a terminal that this process reads or writes was closed.
+fn is_stdio_hung_up() -> bool {
+    let hung_up = |stream: BorrowedFd<'_>| {
+        let is_device = fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice);
+        let mut fds = [PollFd::new(&stream, PollFlags::empty())];
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        is_device
+            && poll(&mut fds, Some(&zero)).is_ok()
+            && fds[0].revents().contains(PollFlags::HUP)
+    };
+    hung_up(io::stdin().as_fd()) || hung_up(io::stdout().as_fd()) || hung_up(io::stderr().as_fd())
+}
+
+/// The file is there for everybody; it can be opened by whoever has a terminal.
+fn look() -> Result<OwnedFd, Errno> {
     open(
         "/dev/tty",
         OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK,
         Mode::empty(),
     )
-    .is_ok()
 }

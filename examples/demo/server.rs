@@ -1,7 +1,7 @@
 //! The server: an axum app, a listener that a successor can take over, and `start.run`.
 
 use std::error::Error;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::pin::pin;
 use std::process;
 use std::sync::Arc;
@@ -44,11 +44,12 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     start.on_restart(tell_restart);
     stop_with_operator(start.handle())?;
     let (pid, build) = (process::id(), fleet::build_of("/proc/self/exe")?);
-    println!("up pid={pid} build={build} port={}", listener.local_addr()?.port());
+    tell(&format!("up pid={pid} build={build} port={}", listener.local_addr()?.port()));
 
     let drain = start.drain();
     let exit = start.run(accept(listener, app, drain)).await?;
-    println!("left pid={pid} cut={} finished={}", exit.cut, finished.load(Ordering::Relaxed));
+    let finished = finished.load(Ordering::Relaxed);
+    tell(&format!("left pid={pid} cut={} finished={finished}", exit.cut));
     Ok(())
 }
 
@@ -104,17 +105,22 @@ fn tell_restart(outcome: &Result<Takeover, RestartError>) {
     match outcome {
         Ok(takeover) => {
             let steps = &takeover.steps;
-            println!(
+            tell(&format!(
                 "restarted pid={} spawn={} hello={} ready={} switch={}",
                 takeover.pid,
                 (steps.prepare + steps.spawn).as_micros(),
                 steps.hello.as_micros(),
                 steps.ready.as_micros(),
                 (steps.seal + steps.switch).as_micros(),
-            );
+            ));
         }
-        Err(error) => println!("failed {error}"),
+        Err(error) => tell(&format!("failed {error}")),
     }
+}
+
+/// A line for the operator, if it is still there.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Ends the server when the demo's operator has gone, however that came: standard input, which all

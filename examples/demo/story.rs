@@ -1,5 +1,7 @@
 //! Load, ten restarts, and the account of them.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,8 +37,8 @@ pub(crate) fn run() -> Result<bool, Failure> {
     let interrupted = on_interrupt()?;
     let mut fleet = Fleet::start()?;
     let up = fleet.hear("up", Duration::from_secs(10), |told| told.what == "up")?;
-    let first = Belongings::of(up.number("pid") as u32)?;
-    let target: std::net::SocketAddr = ([127, 0, 0, 1], up.number("port") as u16).into();
+    let target = ([127, 0, 0, 1], up.number("port") as u16).into();
+    let first = serving_and_idle(up.number("pid") as u32, target)?;
 
     let view = View::new();
     view.title(&format!(
@@ -165,6 +167,23 @@ impl Story {
         let lines = found.iter().map(|process| format!("after restart {number}: {process}"));
         self.left_over.extend(lines);
     }
+}
+
+/// What a process owns that has answered something and has nothing in flight.
+fn serving_and_idle(pid: u32, target: SocketAddr) -> Result<Belongings, Failure> {
+    let mut stream = TcpStream::connect(target).doing("connecting")?;
+    let request = b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).doing("asking")?;
+    stream.read_to_end(&mut Vec::new()).doing("reading the answer")?;
+    drop(stream);
+    let mut before = Belongings::of(pid)?;
+    poll_until(Duration::from_secs(3), "the first connection's end", || {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = Belongings::of(pid).ok()?;
+        let same = now.descriptors == before.descriptors;
+        before = now.clone();
+        same.then_some(now)
+    })
 }
 
 /// Requests without a right answer: also those on a kept connection that was closed under them.

@@ -1,4 +1,55 @@
 //! Handover for plain threads: blocking calls, and no executor in sight.
+//!
+//! ```no_run
+//! use std::net::TcpStream;
+//! use std::thread;
+//! use handover_std::threads::{self, Connection};
+//! # fn answer(_: Connection<TcpStream>) {}
+//!
+//! # fn main() -> std::io::Result<()> {
+//! let start = threads::start()?;                           // inherits, if there is a predecessor
+//! let listener = start.listen_tcp("web", "0.0.0.0:3000")?; // inherited, or bound now
+//! start.run(move || {                                      // SIGHUP restarts, SIGTERM stops
+//!     for connection in listener.incoming().flatten() {
+//!         thread::spawn(|| answer(connection));            // in flight until it is dropped
+//!     }
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The contract
+//!
+//! That of [`handover_core`], with these types: [`TcpListener`] and [`UnixListener`] accept
+//! [`Connection`]s of the standard library's streams, [`UdpSocket`] and [`UnixDatagram`] receive
+//! while this process owns them. What threads force to be different from the other runtimes:
+//!
+//! - What is async there blocks here: `accept`, `recv_from`, and [`Start::run`], which takes a
+//!   closure. What returns a future everywhere ([`Handle::restart`], [`Drain::closing`]) does so
+//!   here too: [`block_on`] waits for it. A [hook](handover_core::Start::before) is an async block
+//!   that may block.
+//! - A thread that waits cannot be dropped. While this process drains, `accept` and `incoming` wait
+//!   as everywhere; once the listener has been given up, `accept` fails with
+//!   [`NotConnected`](std::io::ErrorKind::NotConnected) (elsewhere it waits for ever) and
+//!   `incoming` ends.
+//! - A thread that serves a connection when the drain deadline comes is not waited for, and ends
+//!   with the process.
+//! - A connection that reads cannot be told that the process drains: look at [`Drain::stage`] after
+//!   each answer, and while idle (with a read timeout).
+//!
+//! # How it is built
+//!
+//! [`Start::run`] starts one thread, `server`, for the closure, and waits on its own. Waiting is
+//! always poll(2) on the thread that waits, with a descriptor for wake-ups for each of them; nothing
+//! else is shared. Every listener that somebody accepts from has an epoll instance around it, from
+//! which the socket can be taken while threads wait. Signals are caught by `signal-hook`, which
+//! leaves the handlers of others alone. `O_NONBLOCK` of shared sockets is never changed; accepted
+//! streams block.
+//!
+//! # Platforms
+//!
+//! Linux, as [`handover_core`].
+
 mod datagram;
 mod listener;
 mod runtime;

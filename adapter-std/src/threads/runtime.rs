@@ -9,7 +9,7 @@ use std::time::Instant;
 use futures::Stream;
 use handover_core::{Runtime, Signal, SignalPipe, Sockets};
 
-use super::wait::{at, when_readable};
+use super::wait::{Interest, wake_at};
 use super::{TcpListener, UdpSocket, UnixDatagram, UnixListener};
 
 /// Plain threads, as the driver sees them: whatever [`block_on`](super::block_on) can wait for.
@@ -44,7 +44,7 @@ impl Runtime for Threads {
     ) -> Poll<io::Result<T>> {
         match operation(watch.as_fd()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                match when_readable(&(watch.0.clone() as _), context.waker()) {
+                match wake_at(Interest::Readable(watch.0.clone()), context.waker()) {
                     Ok(()) => Poll::Pending,
                     Err(error) => Poll::Ready(Err(error)),
                 }
@@ -69,7 +69,8 @@ impl Future for Timer {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if *self.0 <= Instant::now() || at(&self.0, context.waker()).is_err() {
+        let time = Interest::Time(Arc::clone(&self.0));
+        if *self.0 <= Instant::now() || wake_at(time, context.waker()).is_err() {
             return Poll::Ready(());
         }
         Poll::Pending
@@ -84,11 +85,12 @@ impl Stream for Signals {
     type Item = Signal;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Signal>> {
-        match self.0.take() {
-            Some(signal) => Poll::Ready(Some(signal)),
-            None if when_readable(&(self.0.clone() as _), context.waker()).is_ok() => Poll::Pending,
-            None => Poll::Ready(None),
+        let signal = self.0.take();
+        if signal.is_none() && wake_at(Interest::Readable(self.0.clone()), context.waker()).is_ok()
+        {
+            return Poll::Pending;
         }
+        Poll::Ready(signal)
     }
 }
 

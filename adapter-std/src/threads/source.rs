@@ -1,12 +1,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll};
 
 use handover_core::Source;
 use rustix::event::epoll;
 
-use super::wait::{Readable, when_readable};
+use super::wait::{Interest, wake_at};
 
 /// A socket with an epoll instance around it.
 ///
@@ -14,19 +14,19 @@ use super::wait::{Readable, when_readable};
 /// closes, while they go on waiting, and no copy of its descriptor stays behind with them.
 pub(crate) struct Polled<T> {
     socket: T,
-    epoll: Readable,
+    epoll: Arc<OwnedFd>,
 }
 
 impl<T> Polled<T> {
-    /// Tries `operation`; if it would block, `waker` is woken when it is worth another try.
+    /// Tries `operation`, and waits while it would block.
     pub(crate) fn poll_with<R>(
         &self,
-        waker: &Waker,
+        context: &Context<'_>,
         operation: impl FnOnce(&T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         match operation(&self.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                match when_readable(&self.epoll, waker) {
+                match wake_at(Interest::Readable(self.epoll.clone()), context.waker()) {
                     Ok(()) => Poll::Pending,
                     Err(error) => Poll::Ready(Err(error)),
                 }
@@ -46,6 +46,8 @@ impl<T> Source for Polled<T>
 where
     T: AsFd + From<OwnedFd> + Into<OwnedFd> + Send + Sync + 'static,
 {
+    const KNOWS_EVERY_TASK: bool = true;
+
     fn attach(descriptor: OwnedFd) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(0);

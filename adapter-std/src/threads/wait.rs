@@ -19,15 +19,31 @@ thread_local! {
     static SPARE: Cell<Option<Arc<Wakeup>>> = const { Cell::new(None) };
 }
 
-/// A descriptor that somebody wants to read. Whoever asked holds it too: when nobody else does
-/// any more, it is of no interest.
-pub(crate) type Readable = Arc<dyn AsFd + Send + Sync>;
+/// Each is forgotten when it has come true.
+type Interests = Vec<(Interest, Waker)>;
 
-/// Each is forgotten when it has come true, or when whoever asked is gone.
-#[derive(Default)]
-struct Interests {
-    readable: Vec<(Readable, Waker)>,
-    timers: Vec<(Arc<Instant>, Waker)>,
+/// What somebody waits for. Whoever asked holds it too: when nobody else does any more, it is of
+/// no interest.
+pub(crate) enum Interest {
+    Readable(Arc<dyn AsFd + Send + Sync>),
+    Time(Arc<Instant>),
+}
+
+impl Interest {
+    fn is(&self, other: &Interest) -> bool {
+        match (self, other) {
+            (Interest::Readable(one), Interest::Readable(other)) => Arc::ptr_eq(one, other),
+            (Interest::Time(one), Interest::Time(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
+    fn has_somebody(&self) -> bool {
+        match self {
+            Interest::Readable(descriptor) => Arc::strong_count(descriptor) > 1,
+            Interest::Time(time) => Arc::strong_count(time) > 1,
+        }
+    }
 }
 
 /// Waits for a future on this thread: for [`Handle::restart`](crate::threads::Handle), a drain
@@ -52,42 +68,20 @@ pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
     }
 }
 
-/// Wakes `waker` once, when the descriptor is readable.
+/// Wakes `waker` once, when this has come true.
 ///
 /// # Errors
 /// No [`block_on`] is at work on this thread.
-pub(crate) fn when_readable(descriptor: &Readable, waker: &Waker) -> io::Result<()> {
-    with_interests(|interests| {
-        let known = interests.readable.iter().any(|(known, known_waker)| {
-            Arc::ptr_eq(known, descriptor) && known_waker.will_wake(waker)
-        });
-        if !known {
-            interests.readable.push((Arc::clone(descriptor), waker.clone()));
+pub(crate) fn wake_at(interest: Interest, waker: &Waker) -> io::Result<()> {
+    WAITS.with_borrow_mut(|waits| {
+        let interests = waits.last_mut().ok_or_else(|| {
+            let message = "only `handover::threads::block_on` can wait for this";
+            io::Error::new(io::ErrorKind::Unsupported, message)
+        })?;
+        if !interests.iter().any(|(known, who)| known.is(&interest) && who.will_wake(waker)) {
+            interests.push((interest, waker.clone()));
         }
-    })
-}
-
-/// Wakes `waker` once, at that time.
-///
-/// # Errors
-/// As for [`when_readable`].
-pub(crate) fn at(time: &Arc<Instant>, waker: &Waker) -> io::Result<()> {
-    with_interests(|interests| {
-        interests.timers.retain(|(known, _)| !Arc::ptr_eq(known, time));
-        interests.timers.push((Arc::clone(time), waker.clone()));
-    })
-}
-
-fn with_interests(note: impl FnOnce(&mut Interests)) -> io::Result<()> {
-    WAITS.with_borrow_mut(|waits| match waits.last_mut() {
-        Some(interests) => {
-            note(interests);
-            Ok(())
-        }
-        None => Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "only `handover::threads::block_on` can wait for this",
-        )),
+        Ok(())
     })
 }
 
@@ -96,7 +90,7 @@ struct Level;
 
 impl Level {
     fn enter() -> Self {
-        WAITS.with_borrow_mut(|waits| waits.push(Interests::default()));
+        WAITS.with_borrow_mut(|waits| waits.push(Interests::new()));
         Level
     }
 }
@@ -110,41 +104,38 @@ impl Drop for Level {
 }
 
 fn wait(wakeup: &Wakeup, own: &Waker) -> io::Result<()> {
-    let (readable, until) = WAITS.with_borrow_mut(|waits| {
-        let Some(interests) = waits.last_mut() else { return Default::default() };
-        interests.readable.retain(|(descriptor, _)| Arc::strong_count(descriptor) > 1);
-        interests.timers.retain(|(time, _)| Arc::strong_count(time) > 1);
-        let readable: Vec<_> =
-            interests.readable.iter().map(|(descriptor, _)| Arc::clone(descriptor)).collect();
-        (readable, interests.timers.iter().map(|(time, _)| **time).min())
-    });
+    let mut interests =
+        WAITS.with_borrow_mut(|waits| waits.last_mut().map(std::mem::take)).unwrap_or_default();
+    interests.retain(|(interest, _)| interest.has_somebody());
+
     let mut polled = vec![PollFd::new(&wakeup.0, PollFlags::IN)];
-    polled.extend(
-        readable.iter().map(|readable| PollFd::from_borrowed_fd(readable.as_fd(), PollFlags::IN)),
-    );
+    let mut until: Option<Instant> = None;
+    for (interest, _) in &interests {
+        match interest {
+            Interest::Readable(descriptor) => {
+                polled.push(PollFd::from_borrowed_fd(descriptor.as_fd(), PollFlags::IN));
+            }
+            Interest::Time(time) => until = Some(until.map_or(**time, |until| until.min(**time))),
+        }
+    }
     let patience = until.map(|until| until.saturating_duration_since(Instant::now()));
     let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
     match poll(&mut polled, patience.as_ref()) {
-        Ok(_) => {}
-        Err(Errno::INTR) => return Ok(()),
+        Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
     let ready: Vec<_> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
-    let woken = WAITS.with_borrow_mut(|waits| {
-        let Some(interests) = waits.last_mut() else { return Vec::new() };
-        let now = Instant::now();
-        let is_ready = |descriptor: &Readable| {
-            let at = readable.iter().position(|known| Arc::ptr_eq(known, descriptor));
-            at.is_some_and(|at| ready[at + 1])
-        };
-        let readable = interests.readable.extract_if(.., |(descriptor, _)| is_ready(descriptor));
-        let mut woken: Vec<_> = readable.map(|(_, waker)| waker).collect();
-        let due = interests.timers.extract_if(.., |(time, _)| **time <= now);
-        woken.extend(due.map(|(_, waker)| waker));
-        woken
-    });
-    let mut clear = ready[0];
-    for waker in woken {
+
+    let mut ready = ready.into_iter();
+    let mut clear = ready.next() == Some(true);
+    let now = Instant::now();
+    let has_come = |(interest, _): &mut (Interest, Waker)| match interest {
+        Interest::Readable(_) => ready.next() == Some(true),
+        Interest::Time(time) => **time <= now,
+    };
+    let come: Vec<_> = interests.extract_if(.., has_come).collect();
+    WAITS.with_borrow_mut(|waits| waits.last_mut().map(|waits| *waits = interests));
+    for (_, waker) in come {
         // The future itself is polled next anyway.
         if !waker.will_wake(own) {
             waker.wake();
@@ -152,6 +143,7 @@ fn wait(wakeup: &Wakeup, own: &Waker) -> io::Result<()> {
         }
     }
     if clear {
+        // Before the poll that sees to what these wake-ups were for.
         let _ = rustix::io::read(&wakeup.0, &mut [0; 8]);
     }
     Ok(())
@@ -172,6 +164,7 @@ impl Wake for Wakeup {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 mod tests {
     use super::*;
     use futures::FutureExt;
@@ -187,18 +180,18 @@ mod tests {
             if *time <= Instant::now() {
                 return Poll::Ready(());
             }
-            at(&time, context.waker()).unwrap();
+            wake_at(Interest::Time(Arc::clone(&time)), context.waker()).unwrap();
             Poll::Pending
         })
     }
 
-    fn readable(descriptor: Readable) -> impl Future<Output = ()> {
+    fn readable(descriptor: Arc<UnixStream>) -> impl Future<Output = ()> {
         let mut asked = false;
         poll_fn(move |context| {
             if std::mem::replace(&mut asked, true) {
                 return Poll::Ready(());
             }
-            when_readable(&descriptor, context.waker()).unwrap();
+            wake_at(Interest::Readable(descriptor.clone()), context.waker()).unwrap();
             Poll::Pending
         })
     }
@@ -240,12 +233,12 @@ mod tests {
     #[test]
     fn who_has_gone_is_not_waited_for() {
         let (near, _far) = UnixStream::pair().unwrap();
-        let near: Readable = Arc::new(near);
+        let near = Arc::new(near);
         let mut polls = 0;
         block_on(poll_fn(|context| {
             polls += 1;
             if polls == 1 {
-                when_readable(&near, context.waker()).unwrap();
+                wake_at(Interest::Readable(near.clone()), context.waker()).unwrap();
                 drop(sleep(Duration::from_secs(600)));
                 let waker = context.waker().clone();
                 std::thread::spawn(move || waker.wake());
@@ -254,7 +247,7 @@ mod tests {
             Poll::Ready(())
         }))
         .unwrap();
-        assert!(when_readable(&near, Waker::noop()).is_err());
+        assert!(wake_at(Interest::Readable(near.clone()), Waker::noop()).is_err());
         assert_eq!(Arc::strong_count(&near), 1);
     }
 }

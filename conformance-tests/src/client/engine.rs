@@ -11,7 +11,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendFlags, getsockname, recv, send, sockopt};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -36,13 +36,12 @@ const AFTER_LOSS: Duration = Duration::from_millis(20);
 const QUEUE_RETRY: Duration = Duration::from_millis(1);
 /// Into how many pieces an upload is cut.
 const PIECES: u32 = 16;
-/// How many failures of each class are told in full.
-const SAMPLES: usize = 5;
 
 pub(super) struct Engine {
     target: Target,
     patience: Duration,
     late_after: Duration,
+    samples: usize,
     ends: Stamp,
     shared: Arc<Shared>,
     phase: Phase,
@@ -175,6 +174,7 @@ impl Engine {
             target: load.target,
             patience: load.patience,
             late_after: load.late_after,
+            samples: load.samples,
             ends: now + load.at_most,
             shared,
             phase: Phase::Sending,
@@ -791,6 +791,7 @@ impl Engine {
         let detail = if detail.is_empty() { class.to_string() } else { detail.into() };
         let mut sample = Sample::new(due, class, phase, detail);
         sample.pid = conn.pid;
+        sample.local = getsockname(&conn.socket).ok().and_then(|local| local.try_into().ok());
         self.lose(sample, conn.group, conn.client);
         Fate::Close
     }
@@ -822,7 +823,7 @@ impl Engine {
             Class::Race => &mut counters.races,
         } += 1;
         sample.group.clone_from(&counters.name);
-        if report.samples.iter().filter(|other| other.class == sample.class).count() < SAMPLES {
+        if report.samples.iter().filter(|other| other.class == sample.class).count() < self.samples {
             report.samples.push(sample);
         }
         drop(state);

@@ -1,6 +1,7 @@
 //! What the clients saw.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::histogram::Histogram;
@@ -26,7 +27,7 @@ pub struct Report {
     pub longest_gap: Gap,
     /// The stretches that were named with [`Running::mark`](super::Running::mark).
     pub windows: Vec<Window>,
-    /// The first few failures of each class.
+    /// The first few failures of each class, see [`Load::keep_samples`](super::Load::keep_samples).
     pub samples: Vec<Sample>,
     /// How late the generator itself was in sending what was due. If this is
     /// large, the machine was busy and latencies say nothing of the server.
@@ -158,6 +159,8 @@ pub struct Sample {
     pub phase: &'static str,
     /// Which process it was connected to, if that had answered before.
     pub pid: Option<u32>,
+    /// The client's own address, by which a server's connection can be told to be this one.
+    pub local: Option<SocketAddr>,
     /// The operating system's error or the reason why the answer was wrong.
     pub detail: String,
 }
@@ -359,7 +362,16 @@ impl fmt::Display for Report {
 impl Sample {
     /// Without the group's name and the process, which are not always known yet.
     pub(super) fn new(due: Stamp, class: Class, phase: &'static str, detail: String) -> Self {
-        Self { at: Stamp::now(), due, group: String::new(), class, phase, pid: None, detail }
+        Self {
+            at: Stamp::now(),
+            due,
+            group: String::new(),
+            class,
+            phase,
+            pid: None,
+            local: None,
+            detail,
+        }
     }
 
     /// In one line, with its moments counted from `zero`.

@@ -145,7 +145,7 @@ impl<R: AsyncSockets> Serving<R> {
             let (waits, runtime) = (Arc::clone(&self.waits), self.runtime.clone());
             self.tasks.push(Box::pin(async move {
                 for act in acts {
-                    generation.tell("acts", &[("at", &"serving"), ("action", &act)]);
+                    generation.tell("acts", &[("place", &"serving"), ("action", &act)]);
                     if let Err(failure) = act.perform_in(&generation, &waits, Some(&runtime)).await
                     {
                         generation.tell("failed to act", &[("reason", &failure)]);

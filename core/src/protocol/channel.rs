@@ -143,13 +143,16 @@ fn receive(
 ) -> Option<(Received, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_FRAME];
     let mut control = RecvAncillaryBuffer::new(space);
+    let mut was_reset = false;
     let message = loop {
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
             Ok(message) => break message,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return None,
-            // A peer that dies with unread data gives ECONNRESET.
+            // A peer that has gone with unread data gives this once, before the frames that it had
+            // sent: its last words are behind it.
+            Err(Errno::CONNRESET) if !was_reset => was_reset = true,
             Err(_) => return Some((Received::Lost, Vec::new())),
         }
     };
@@ -185,4 +188,20 @@ fn receive(
         }
     };
     Some((received, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_peer_that_has_not_read_everything_are_heard() {
+        let (mut ours, theirs) = Channel::pair().unwrap();
+        let mut theirs = Channel::new(theirs);
+        ours.send(&Frame::Released, Vec::new()).unwrap();
+        theirs.send(&Frame::Stopping, Vec::new()).unwrap();
+        drop(theirs);
+        assert!(matches!(ours.receive(), Some(Received::Frame(Frame::Stopping, _))));
+        assert!(matches!(ours.receive(), Some(Received::Lost)));
+    }
 }
