@@ -83,5 +83,5 @@ pub fn start() -> Result<Start> {
 /// # Errors
 /// Those of [`Start::new`](handover_core::Start::new).
 pub fn start_with(policy: Policy) -> Result<Start> {
-    Start::new(Smol, policy)
+    Start::new(Smol::new(), policy)
 }

@@ -2,8 +2,8 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
 use async_io::Async;
 use futures::Stream;
@@ -12,8 +12,25 @@ use handover_core::{Runtime, Signal, SignalPipe, Sockets};
 use crate::{TcpListener, UdpSocket, UnixDatagram, UnixListener};
 
 /// smol, as the driver sees it: async-io, and whatever executor polls.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Smol;
+
+impl Smol {
+    /// Starts async-io's poller if it does not run yet: its descriptors then have the same numbers
+    /// in every generation, and do not race for them with those that are inherited.
+    pub fn new() -> Self {
+        let mut timer = async_io::Timer::after(Duration::from_secs(1));
+        let _ = Pin::new(&mut timer).poll(&mut Context::from_waker(Waker::noop()));
+        Smol
+    }
+}
+
+impl Default for Smol {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Runtime for Smol {
     type Timer = Timer;

@@ -102,8 +102,8 @@ fn storm(options: &Options) -> Result<bool, Failure> {
     command.args(&options.command[1..]).env("ADDR", address.to_string());
     command.stdin(Stdio::null()).process_group(0);
     #[expect(clippy::zombie_processes, reason = "`reap` waits for every child")]
-    let first = command.spawn().doing(format_args!("starting {}", options.command[0]))?.id();
-    let result = run(options, address, first);
+    command.spawn().doing(format_args!("starting {}", options.command[0]))?;
+    let result = run(options, address);
     for process in descendants() {
         if let Ok(process) = Process::open(process.pid) {
             let _ = process.signal(Signal::KILL);
@@ -114,19 +114,15 @@ fn storm(options: &Options) -> Result<bool, Failure> {
     result
 }
 
-fn run(options: &Options, address: SocketAddr, first: u32) -> Result<bool, Failure> {
+fn run(options: &Options, address: SocketAddr) -> Result<bool, Failure> {
     let patience = options.patience;
     poll_until(patience, "the program to listen", || TcpStream::connect(address).ok())?;
-    // What a generation that was started by another owns: the measure for all later ones.
-    let quiet = Load::builder(address).fresh(100.0).start().doing("starting the load")?;
-    quiet.wait_until(patience, |report| report.serving().is_some())?;
-    let old = quiet.snapshot().serving().unwrap_or(first);
-    Process::open(old)?.signal(Signal::HUP)?;
-    let mut pid = quiet.wait_for_successor(old, patience)?;
-    let quiet_report = quiet.stop();
+    // What a generation owns that was started by another, without load: the measure for the last.
+    let mut complaints = Vec::new();
+    let mut pid = restart_at_rest(address, patience, &mut complaints)?;
     let before = at_rest(pid, patience)?;
     let processes = descendants().len();
-    println!("generation 2: {}", told(&before, processes));
+    println!("after the first restart: {}", told(&before, processes));
 
     let load = load(options, address)?.start().doing("starting the load")?;
     load.wait_for_answers(100, patience)?;
@@ -153,20 +149,23 @@ fn run(options: &Options, address: SocketAddr, first: u32) -> Result<bool, Failu
     }
     let took = began.elapsed();
     let mut report = load.stop();
-    let mut complaints = Vec::new();
     if done < options.restarts {
         complaints.push(format!("{done} restarts of {}", options.restarts));
     }
-    match at_rest(pid, patience) {
-        Ok(after) => {
-            let left = descendants().len();
-            println!("generation {}: {}", done + 2, told(&after, left));
-            complaints.extend(before.same_as(&after).err().map(|failure| failure.to_string()));
-            if left != processes {
-                complaints.push(format!("{left} processes, {processes} before"));
-            }
-        }
-        Err(failure) => complaints.push(failure.to_string()),
+    let count = |belongings: &Belongings| belongings.descriptors.len();
+    let after = at_rest(pid, patience)?;
+    println!("after the last under load: {}", told(&after, descendants().len()));
+    if count(&after) != count(&before) {
+        complaints.push(format!("{} descriptors, {} before", count(&after), count(&before)));
+    }
+    // The numbers of those depend on how many older generations there were at the time.
+    pid = restart_at_rest(address, patience, &mut complaints)?;
+    let after = at_rest(pid, patience)?;
+    let left = descendants().len();
+    println!("after another without load: {}", told(&after, left));
+    complaints.extend(before.same_as(&after).err().map(|failure| failure.to_string()));
+    if left != processes {
+        complaints.push(format!("{left} processes, {processes} before"));
     }
     let zombies: Vec<_> = descendants().into_iter().filter(Listed::is_zombie).collect();
     if !zombies.is_empty() {
@@ -184,7 +183,6 @@ fn run(options: &Options, address: SocketAddr, first: u32) -> Result<bool, Failu
     report.pids.clear();
     println!("{report}");
     table(&report);
-    complaints.extend((quiet_report.lost() > 0).then(|| format!("in the first:\n{quiet_report}")));
     if report.lost() > 0 {
         complaints.push(format!("{} requests were lost", report.lost()));
     }
@@ -226,6 +224,24 @@ fn told(belongings: &Belongings, processes: usize) -> String {
         belongings.threads.len(),
         belongings.resident_kib,
     )
+}
+
+/// Restarts whoever serves, with hardly any load; the process that serves then.
+fn restart_at_rest(
+    address: SocketAddr,
+    patience: Duration,
+    complaints: &mut Vec<String>,
+) -> Result<u32, Failure> {
+    let load = Load::builder(address).fresh(100.0).start().doing("starting the load")?;
+    let report = load.wait_until(patience, |report| report.serving().is_some())?;
+    let old = report.serving().ok_or_else(|| Failure::new("nobody says who it is"))?;
+    Process::open(old)?.signal(Signal::HUP)?;
+    let next = load.wait_for_successor(old, patience)?;
+    let report = load.stop();
+    if report.lost() > 0 {
+        complaints.push(format!("in a restart without load:\n{report}"));
+    }
+    Ok(next)
 }
 
 /// What a process owns when it is the last one and has no connections.

@@ -1,9 +1,14 @@
 //! The catalogue of what every adapter must show.
 
-mod common;
+mod adapter;
+mod at_the_same_time;
+mod chaos;
+pub(crate) mod common;
 mod descriptors;
 mod drain;
 mod new_version_fails;
+mod old_process_fails;
+pub(crate) mod pairs;
 mod serve;
 mod talk;
 mod terminal;
@@ -11,6 +16,14 @@ mod terminal;
 use crate::Case;
 
 pub(crate) fn all() -> impl Iterator<Item = Case> {
-    let groups = [serve::CASES, drain::CASES, descriptors::CASES, new_version_fails::CASES];
-    groups.into_iter().flatten().copied()
+    let groups = [
+        serve::CASES,
+        drain::CASES,
+        descriptors::CASES,
+        new_version_fails::CASES,
+        old_process_fails::CASES,
+        at_the_same_time::CASES,
+        adapter::CASES,
+    ];
+    groups.into_iter().flatten().copied().chain([chaos::case()])
 }

@@ -73,6 +73,11 @@ impl Generation {
         Ok(Some(generation))
     }
 
+    /// Whether this process was started as a subject.
+    pub(crate) fn is_entered() -> bool {
+        std::env::var_os(SUBJECT).is_some()
+    }
+
     /// What the case wants this process to be like.
     #[must_use]
     pub fn scenario(&self) -> &Scenario {

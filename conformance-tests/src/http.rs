@@ -35,6 +35,11 @@ pub trait Service {
     fn pid(&self) -> u32 {
         std::process::id()
     }
+
+    /// The name of the listener through which the connection came.
+    fn name(&self) -> &str {
+        "unnamed"
+    }
 }
 
 /// Why a connection has ended.
@@ -59,6 +64,8 @@ pub enum Ask {
     Root,
     /// `GET /slow?ms=N`
     Slow(Duration),
+    /// `GET /name`
+    Name,
     /// `POST /upload`
     Upload,
     /// The line `PING`, without HTTP.
@@ -148,6 +155,7 @@ where
                 continue;
             }
             Ask::Root => (200, format!("ok {pid}\n")),
+            Ask::Name => (200, format!("{} {pid}\n", service.name())),
             Ask::Slow(time) => {
                 service.sleep(time).await;
                 (200, format!("slow {pid}\n"))
@@ -235,6 +243,7 @@ pub fn parse(input: &[u8]) -> Result<Option<Request>, httparse::Error> {
     }
     let ask = match (request.method, request.path) {
         (Some("GET"), Some("/")) => Ask::Root,
+        (Some("GET"), Some("/name")) => Ask::Name,
         (Some("POST"), Some("/upload")) => Ask::Upload,
         (Some("GET"), Some(path)) => {
             let millis = path.strip_prefix("/slow?ms=").and_then(|millis| millis.parse().ok());

@@ -60,6 +60,7 @@ mod cases;
 mod clock;
 mod collector;
 mod failure;
+mod faults;
 mod generation;
 mod inherited;
 mod lines;
@@ -84,7 +85,6 @@ pub use timeline::{Event, Timeline};
 use server::Server;
 
 /// All the cases that an adapter must pass. Its name says which: `tokio`.
-#[must_use]
 pub fn suite(name: &'static str) -> Conformance {
     Conformance { suite: Suite::new(name, cases::all()) }
 }
@@ -99,7 +99,66 @@ pub struct Conformance {
 impl Conformance {
     /// The test binary's `main`: runs the cases, or is the program under test, which then starts
     /// the library on its runtime and hands it to [`Server::run`].
+    ///
+    /// With `--faults FILE` it runs no cases, but measures what each fault costs, and writes the
+    /// table into that file.
     pub fn main(self, program: impl FnOnce(&Server) -> Result<(), Failure>) -> ExitCode {
+        if let Some(code) = self.suite.faults() {
+            return code;
+        }
         self.suite.main(|generation| program(&Server::enter(generation)?))
+    }
+}
+
+/// The cases in which one generation is on one runtime and the next on another: for a test binary
+/// that depends on several adapters.
+pub fn pairs() -> Pairs {
+    Pairs { runtimes: Vec::new() }
+}
+
+/// Programs of several runtimes in one test binary.
+#[must_use = "nothing runs before `main`"]
+pub struct Pairs {
+    runtimes: Vec<(&'static str, Served)>,
+}
+
+type Served = Box<dyn FnOnce(&Server) -> Result<(), Failure>>;
+
+impl Pairs {
+    /// Adds the program on that runtime, as for [`Conformance::main`].
+    pub fn runtime(
+        mut self,
+        name: &'static str,
+        program: impl FnOnce(&Server) -> Result<(), Failure> + 'static,
+    ) -> Self {
+        self.runtimes.push((name, Box::new(program)));
+        self
+    }
+
+    /// The test binary's `main`: runs the cases, or is a program on the runtime that the case
+    /// wants. Pairs with a runtime that is not there are skipped.
+    pub fn main(self) -> ExitCode {
+        let mut suite = Suite::new("pairs", cases::pairs::PAIRS.iter().map(|pair| pair.case));
+        for pair in cases::pairs::PAIRS {
+            let there = |name| self.runtimes.iter().any(|(runtime, _)| *runtime == name);
+            if !there(pair.old) || !there(pair.new) {
+                suite = suite.skip(pair.case.name, "a runtime of it is not in this binary");
+            }
+        }
+        suite.main(|generation| {
+            let server = Server::enter(generation)?;
+            let wanted = generation.scenario().get("runtime").unwrap_or_default();
+            let program = self.runtimes.into_iter().find(|(name, _)| *name == wanted);
+            match program {
+                Some((_, program)) => program(&server),
+                None => Err(Failure::new(format!("there is no runtime `{wanted}`"))),
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for Pairs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.runtimes.iter().map(|(name, _)| name)).finish()
     }
 }

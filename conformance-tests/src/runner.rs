@@ -15,7 +15,7 @@ use rustix::process::set_child_subreaper;
 
 use crate::case::{Case, Context};
 use crate::generation::Generation;
-use crate::{Doing, Failure, inherited};
+use crate::{Doing, Failure, faults, inherited};
 
 /// The cases of one test binary.
 #[derive(Debug)]
@@ -61,6 +61,22 @@ impl Suite {
         }
     }
 
+    /// Measures faults, where the command line asks for that instead of cases.
+    pub(crate) fn faults(&self) -> Option<ExitCode> {
+        let mut arguments = std::env::args().skip_while(|argument| argument != "--faults");
+        if Generation::is_entered() || arguments.next().is_none() {
+            return None;
+        }
+        let written = match arguments.next() {
+            None => Err(Failure::new("--faults needs a file")),
+            Some(file) => prepare().and_then(|()| faults::write(self.name, file.as_ref())),
+        };
+        Some(match written {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => refuse(&failure),
+        })
+    }
+
     fn run(self) -> ExitCode {
         let (report, arguments) = match take_report(std::env::args()) {
             Ok(taken) => taken,
@@ -74,14 +90,9 @@ impl Suite {
         }
         // `--list` has to work everywhere, and starts nothing.
         if !arguments.list
-            && let Err(failure) = inherited::keep_to_ourselves()
+            && let Err(failure) = prepare()
         {
             return refuse(&failure);
-        }
-        // Generations whose parent has gone become children of the runner, which
-        // can then see and bury them, instead of init's.
-        if let Err(errno) = set_child_subreaper(Some(rustix::process::getpid())) {
-            return refuse(&Failure::from(errno).while_doing("becoming a subreaper"));
         }
         let rows = Arc::new(Mutex::new(Vec::new()));
         let trials = self.cases.iter().map(|case| self.trial(*case, &rows)).collect();
@@ -130,6 +141,14 @@ impl Suite {
         };
         Trial::test(case.name, run).with_kind(kind).with_ignored_flag(skipped)
     }
+}
+
+/// Makes this process one that others can be started from and watched by.
+fn prepare() -> Result<(), Failure> {
+    inherited::keep_to_ourselves()?;
+    // Generations whose parent has gone become children of the runner, which
+    // can then see and bury them, instead of init's.
+    set_child_subreaper(Some(rustix::process::getpid())).doing("becoming a subreaper")
 }
 
 /// A case's line in the report.

@@ -32,10 +32,12 @@
 //! | `at.born`, `at.claimed`, `at.serving` | list of actions: before the program's own code, before `run`, after the first accept was allowed |
 //! | `own-signals` | list of signals that the program catches for itself, through the runtime |
 //! | `quiet` | `true`: no event for each listener |
+//! | `helped` | `true`: two tasks accept on each listener |
 //!
 //! Actions: `ok`, `fail WHY`, `give-up WHY` (at `claimed`), `wait NAME` (until the command `go`
 //! with `at=NAME`), `pause MS`, `exit N`, `panic`, `abort`, `segv`, `kill`, `hang` (the whole
-//! thread, and so the runtime), `pend` (only this future, for hooks), `helper` (a process that
+//! thread, and so the runtime), `pend` (only this future, for hooks), `watch` (a
+//! descriptor, through the runtime, until it is readable; at `serving` only), `helper` (a process that
 //! inherits every descriptor and outlives this one), `nofile N` (its limit of descriptors), `pin CPU`,
 //! `nice N`, `block SIGNAL` (of the thread).
 //!
@@ -61,7 +63,7 @@
 //! # Commands
 //!
 //! `restart id`, `stop`, `quit`, `add entry` (a line of `listen`), `close name`, `in-flight`
-//! (tells it), `guard` and `unguard`, `write name text` and `read name` (files and pipes),
+//! (tells it), `unhelp` (the second task of each listener goes), `guard` and `unguard`, `ignore` and `attend` (accepts nothing for a while), `write name text` and `read name` (files and pipes),
 //! `unclaimed`, `end [error]` (the server future ends), `go at` (`at=drop-run` drops the future of
 //! `run`, and this process lives on until `at=end`), `act action` (on the command
 //! thread, at once), `thread-act action` (on the runtime's thread: `hang` wedges it).
@@ -72,6 +74,7 @@ mod packets;
 mod raw;
 mod serve;
 mod setup;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;

@@ -46,7 +46,12 @@ impl Event {
 
 impl Timeline {
     pub(crate) fn new() -> Self {
-        Self { began: Stamp::now(), events: Mutex::default(), grown: Condvar::new(), told_from: Mutex::default() }
+        Self {
+            began: Stamp::now(),
+            events: Mutex::default(),
+            grown: Condvar::new(),
+            told_from: Mutex::default(),
+        }
     }
 
     /// The case's first moment.

@@ -1,5 +1,9 @@
 //! All that the conformance suite asks of an adapter, of the one that the guide builds.
-#![allow(unreachable_pub, dead_code, reason = "the modules are as they would be in an adapter of their own")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    reason = "the modules are as they would be in an adapter of their own"
+)]
 
 #[path = "guide/adapter.rs"]
 mod adapter;

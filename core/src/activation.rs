@@ -47,7 +47,10 @@ impl Activation {
 const FIRST: RawFd = 3;
 
 /// What the variables announce, once every descriptor has been seen to be open.
-fn announced(var: impl Fn(&str) -> Option<OsString>, own_pid: u32) -> Result<Vec<(String, RawFd)>> {
+pub(crate) fn announced(
+    var: impl Fn(&str) -> Option<OsString>,
+    own_pid: u32,
+) -> Result<Vec<(String, RawFd)>> {
     let (Some(pid), Some(count)) = (var("LISTEN_PID"), var("LISTEN_FDS")) else {
         return Ok(Vec::new());
     };

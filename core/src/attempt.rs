@@ -120,6 +120,7 @@ impl Successor {
         &mut self,
         context: &mut Context<'_>,
         older: &[Generation],
+        now: Instant,
         inputs: &mut Vec<Input>,
     ) {
         if self.room.is_some_and(|cap| older.len() < cap) {
@@ -140,6 +141,7 @@ impl Successor {
             && let Poll::Ready(started) = spawning.poll_unpin(context)
         {
             self.spawning = None;
+            self.step(now, |steps, took| steps.spawn = took);
             inputs.push(self.started(started));
         }
         if let Some(sealing) = &mut self.sealing
@@ -416,6 +418,12 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// That of an attempt which has offered these.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn offering(offered: Vec<u64>) -> Self {
+        Self { offered, ..Self::default() }
+    }
+
     /// The first detail is the cause; what follows are its consequences.
     pub(crate) fn detail(&mut self, detail: String) {
         self.detail.get_or_insert(detail);

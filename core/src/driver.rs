@@ -220,7 +220,8 @@ impl<R: Runtime> Driver<R> {
         }
         while let Poll::Ready(Some(())) = self.afterwards.poll_next_unpin(context) {}
         if let Some(successor) = &mut self.successor {
-            successor.poll_steps(context, &self.parts.older, &mut self.inputs);
+            let now = self.parts.runtime.now();
+            successor.poll_steps(context, &self.parts.older, now, &mut self.inputs);
             self.adopt_spawned();
         }
         self.poll_settle();

@@ -261,6 +261,11 @@ impl<S: Source> Gate for Gated<S> {
             Slot::Open { socket, .. } => Slot::Closed(socket),
             other => other,
         };
+        let is_lost = matches!(&*slot, Slot::Ended);
+        drop(slot);
+        if is_lost {
+            self.shared.waiters.wake_all();
+        }
     }
 
     fn let_go(&self) {

@@ -1,9 +1,41 @@
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
-use futures::task::AtomicWaker;
+use sync::{AtomicU64, AtomicWaker, Ordering};
+
+#[cfg(not(all(test, loom)))]
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+
+    pub(super) use futures::task::AtomicWaker;
+}
+
+/// Checked with every interleaving: `RUSTFLAGS="--cfg loom" cargo test -p handover-core --lib
+/// --release in_flight`.
+#[cfg(all(test, loom))]
+mod sync {
+    use std::task::Waker;
+
+    pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
+
+    #[derive(Default)]
+    pub(super) struct AtomicWaker(loom::future::AtomicWaker);
+
+    impl AtomicWaker {
+        pub(super) fn register(&self, waker: &Waker) {
+            self.0.register_by_ref(waker);
+        }
+
+        pub(super) fn wake(&self) {
+            self.0.wake();
+        }
+
+        pub(super) fn take(&self) -> Option<Waker> {
+            self.0.take_waker()
+        }
+    }
+}
 
 /// Set in the counter's word while somebody waits for the count to reach zero. It shares the word
 /// with the count, so that "the last one has left" and "we wait" cannot miss each other.
@@ -65,7 +97,7 @@ impl fmt::Debug for Guard {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
@@ -98,5 +130,105 @@ mod tests {
         counter.stop_awaiting();
         drop(counter.guard());
         assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::future::block_on;
+    use loom::sync::atomic::AtomicBool;
+    use loom::thread;
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    /// As the driver does it. If a wake-up is lost, loom finds a deadlock.
+    fn wait(counter: &InFlight) {
+        block_on(poll_fn(|context| {
+            counter.await_zero(context.waker());
+            if counter.count() == 0 { Poll::Ready(()) } else { Poll::Pending }
+        }));
+    }
+
+    #[test]
+    fn the_last_of_two_guards_wakes() {
+        loom::model(|| {
+            let counter = Arc::new(InFlight::default());
+            let guards = [counter.guard(), counter.guard()];
+            let threads = guards.map(|guard| thread::spawn(move || drop(guard)));
+            wait(&counter);
+            assert_eq!(counter.count(), 0);
+            threads.map(|thread| thread.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn an_accept_that_finds_nothing_does_not_hide_the_end() {
+        loom::model(|| {
+            let counter = Arc::new(InFlight::default());
+            let connection = counter.guard();
+            let accepting = {
+                let counter = Arc::clone(&counter);
+                thread::spawn(move || drop(counter.guard()))
+            };
+            let serving = thread::spawn(move || drop(connection));
+            wait(&counter);
+            accepting.join().unwrap();
+            serving.join().unwrap();
+            assert_eq!(counter.count(), 0);
+        });
+    }
+
+    #[test]
+    fn a_rollback_between_two_drains_loses_nothing() {
+        loom::model(|| {
+            let counter = Arc::new(InFlight::default());
+            let guards = [counter.guard(), counter.guard()];
+            let threads = guards.map(|guard| thread::spawn(move || drop(guard)));
+            block_on(poll_fn(|context| {
+                counter.await_zero(context.waker());
+                Poll::Ready(())
+            }));
+            counter.stop_awaiting();
+            wait(&counter);
+            assert_eq!(counter.count(), 0);
+            threads.map(|thread| thread.join().unwrap());
+        });
+    }
+
+    /// What the one word is for: with the wish and the count in two, each side may read the other's
+    /// as it was before.
+    #[test]
+    #[should_panic = "deadlock"]
+    fn two_words_would_miss_each_other() {
+        #[derive(Default)]
+        struct TwoWords {
+            count: AtomicU64,
+            awaited: AtomicBool,
+            waker: sync::AtomicWaker,
+        }
+
+        loom::model(|| {
+            let counter = Arc::new(TwoWords::default());
+            counter.count.store(1, Ordering::Release);
+            let thread = {
+                let counter = Arc::clone(&counter);
+                thread::spawn(move || {
+                    let last = counter.count.fetch_sub(1, Ordering::AcqRel) == 1;
+                    if last && counter.awaited.load(Ordering::Acquire) {
+                        counter.waker.wake();
+                    }
+                })
+            };
+            block_on(poll_fn(|context| {
+                counter.waker.register(context.waker());
+                counter.awaited.store(true, Ordering::Release);
+                match counter.count.load(Ordering::Acquire) {
+                    0 => Poll::Ready(()),
+                    _ => Poll::Pending,
+                }
+            }));
+            thread.join().unwrap();
+        });
     }
 }

@@ -132,12 +132,7 @@ fn handover_socket(instance: &str) -> Option<OwnedFd> {
     static TAKEN: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
     let value = std::env::var(VARIABLE).ok()?;
-    let mut parts = value.rsplitn(3, ':');
-    let cookie: u64 = parts.next()?.parse().ok()?;
-    let descriptor: RawFd = parts.next()?.parse().ok()?;
-    if parts.next()? != instance {
-        return None;
-    }
+    let (descriptor, cookie) = marker(&value, instance)?;
     let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if taken.contains(&cookie) {
         return None;
@@ -149,6 +144,14 @@ fn handover_socket(instance: &str) -> Option<OwnedFd> {
     let socket = raw::adopt(descriptor).ok()?;
     taken.push(cookie);
     Some(socket)
+}
+
+/// The number and the cookie of the socket that the variable names, if it is for this instance.
+pub(crate) fn marker(value: &str, instance: &str) -> Option<(RawFd, u64)> {
+    let mut parts = value.rsplitn(3, ':');
+    let cookie = parts.next()?.parse().ok()?;
+    let descriptor = parts.next()?.parse().ok()?;
+    (parts.next()? == instance).then_some((descriptor, cookie))
 }
 
 fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
@@ -170,7 +173,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
     let _ = channel.send(&hello, Vec::new());
 
     let mut offer = Offer::default();
-    let complete = match offer.read(&channel, pidfd.as_ref(), now() + patience) {
+    let complete = match offer.read(&mut channel, pidfd.as_ref(), now() + patience) {
         Ok(complete) => complete,
         Err(error) => {
             let _ = channel.send(&Frame::GaveUp { reason: error.to_string() }, Vec::new());
@@ -200,7 +203,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
 
 /// An offer as far as it has been read.
 #[derive(Default)]
-struct Offer {
+pub(crate) struct Offer {
     generation: Option<u32>,
     missing: usize,
     patience: Option<Duration>,
@@ -216,7 +219,7 @@ impl Offer {
     /// Reads until it is complete (true) or the predecessor is dead (false).
     fn read(
         &mut self,
-        channel: &Channel,
+        channel: &mut Channel,
         pidfd: Option<&OwnedFd>,
         mut deadline: Instant,
     ) -> Result<bool> {
@@ -257,11 +260,11 @@ impl Offer {
         }
     }
 
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.generation.is_some() && self.missing == 0
     }
 
-    fn frame(&mut self, frame: Frame, descriptors: Vec<OwnedFd>) -> Result<()> {
+    pub(crate) fn frame(&mut self, frame: Frame, descriptors: Vec<OwnedFd>) -> Result<()> {
         let broken =
             |what: &str| Err(Error::new(ErrorKind::Protocol, format!("take over: {what}")));
         match frame {

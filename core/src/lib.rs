@@ -57,6 +57,9 @@ mod descriptor;
 mod drain;
 mod driver;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod handle;
 mod hooks;

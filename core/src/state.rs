@@ -102,14 +102,8 @@ impl Inherited {
         // The offset is the sender's too.
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
-        let mut rest = bytes.as_slice();
-        let mut states = HashMap::new();
-        while !rest.is_empty() {
-            let (name, version, state) =
-                take(&mut rest).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-            states.insert(name, (version, state));
-        }
-        Ok(Self(states))
+        let states = parse(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+        Ok(Self(states.into_iter().map(|(name, version, state)| (name, (version, state))).collect()))
     }
 
     pub(crate) fn get<T: HandedOver>(&self) -> Option<T> {
@@ -122,7 +116,20 @@ impl Inherited {
     }
 }
 
-fn take(rest: &mut &[u8]) -> Option<(String, u32, Vec<u8>)> {
+/// A name, a version, and the bytes.
+type State = (String, u32, Vec<u8>);
+
+/// The states in the bytes that [`Providers::seal`] writes, or `None` if they are anything else.
+pub(crate) fn parse(bytes: &[u8]) -> Option<Vec<State>> {
+    let mut rest = bytes;
+    let mut states = Vec::new();
+    while !rest.is_empty() {
+        states.push(take(&mut rest)?);
+    }
+    Some(states)
+}
+
+fn take(rest: &mut &[u8]) -> Option<State> {
     let (head, tail) = rest.split_at_checked(16)?;
     let name = usize::try_from(u32::from_le_bytes(head[0..4].try_into().ok()?)).ok()?;
     let version = u32::from_le_bytes(head[4..8].try_into().ok()?);

@@ -4,9 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
-use rustix::process::getsid;
-
-use crate::inherit::number;
 
 /// Whether this process has a controlling terminal. Closing one sends SIGHUP to everything that
 /// was started in it, and that must not look like a request to restart.
@@ -31,8 +28,10 @@ pub(crate) enum Hangup {
 impl Terminal {
     /// As it is at the start. `older`: the processes before this one that are still there.
     pub(crate) fn capture(older: impl IntoIterator<Item = u32>) -> Self {
-        let leader = getsid(None).ok().map(number);
-        let leader_leaves = older.into_iter().any(|pid| Some(pid) == leader);
+        // 0 if it is outside of this pid namespace, as for PID 1 of a container. rustix's call takes
+        // that for impossible.
+        let leader = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
+        let leader_leaves = older.into_iter().any(|pid| i32::try_from(pid) == Ok(leader));
         Self { had_one: look().is_ok(), leader_leaves }
     }
 

@@ -74,5 +74,5 @@ pub fn start() -> Result<Start> {
 /// # Errors
 /// Those of [`Start::new`](handover_core::Start::new).
 pub fn start_with(policy: Policy) -> Result<Start> {
-    Start::new(AsyncStd, policy)
+    Start::new(AsyncStd::new(), policy)
 }

@@ -10,7 +10,14 @@ use super::{TcpListener, UnixListener};
 
 /// The async-std runtime, as the driver sees it: it runs on smol's poller and timers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct AsyncStd;
+pub struct AsyncStd(Smol);
+
+impl AsyncStd {
+    /// As [`Smol::new`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
 
 impl Runtime for AsyncStd {
     type Timer = Timer;
@@ -18,19 +25,19 @@ impl Runtime for AsyncStd {
     type Watch = Watch;
 
     fn now(&self) -> Instant {
-        Smol.now()
+        self.0.now()
     }
 
     fn timer(&self, at: Instant) -> Timer {
-        Smol.timer(at)
+        self.0.timer(at)
     }
 
     fn signals(&self, signals: &[Signal]) -> io::Result<Signals> {
-        Smol.signals(signals)
+        self.0.signals(signals)
     }
 
     fn watch(&self, descriptor: OwnedFd) -> io::Result<Watch> {
-        Smol.watch(descriptor)
+        self.0.watch(descriptor)
     }
 
     fn poll_readable<T>(

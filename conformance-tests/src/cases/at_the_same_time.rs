@@ -311,12 +311,20 @@ fn forking(case: &Context, place: &str) -> Result<(Serving, Option<u32>), Failur
             })?;
             None
         }
-        "hang" => case.timeline().wait_for_after(seen, "a hang", SOON, |event| {
-            event.pid != Some(first.pid) && event.is("acts")
-        })?.pid,
-        _ => case.timeline().wait_for_after(seen, "a successor", SOON, |event| {
-            event.pid != Some(first.pid) && event.is("waits")
-        })?.pid,
+        "hang" => {
+            case.timeline()
+                .wait_for_after(seen, "a hang", SOON, |event| {
+                    event.pid != Some(first.pid) && event.is("acts")
+                })?
+                .pid
+        }
+        _ => {
+            case.timeline()
+                .wait_for_after(seen, "a successor", SOON, |event| {
+                    event.pid != Some(first.pid) && event.is("waits")
+                })?
+                .pid
+        }
     };
     Ok((first, second))
 }

@@ -1,5 +1,6 @@
 //! What all cases begin and end with.
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -145,12 +146,80 @@ pub(crate) fn at_rest(case: &Context, pid: u32) -> Result<Belongings, Failure> {
 
 /// What every case ends with: no client has noticed anything, only `pid` is left, without a
 /// zombie and without a descriptor that a child would inherit; it can be restarted once more,
-/// under the same load, and then stops when it is told to.
+/// under the same load, owns no more than its successor then does, and that stops when it is told
+/// to.
 pub(crate) fn finish(case: &Context, load: Running, pid: u32) -> Result<(), Failure> {
     load.wait_for_answers(50, SOON)?;
+    case.wait_only(&[pid], SOON)?;
+    let before = lasting(pid)?;
     let next = restart(case, pid)?.pid;
     load.wait_for_successor(pid, SOON)?;
+    case.wait_only(&[next], SOON)?;
+    let mut after = before.clone();
+    let same = poll_until(SOON, "a successor that owns what its predecessor did", || {
+        after = lasting(next).ok()?;
+        (after == before).then_some(())
+    });
+    same.map_err(|failure| {
+        Failure::new(format!("{failure}: {pid} owned {before:?}, {next} owns {after:?}"))
+    })?;
     finish_without_restart(case, load, next)
+}
+
+/// How many descriptors of each kind a process owns, but for its connections.
+fn lasting(pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
+    let look = || -> Result<BTreeMap<String, usize>, Failure> {
+        let sockets = lasting_sockets();
+        let mut kinds = BTreeMap::new();
+        for descriptor in hygiene::descriptors(pid)? {
+            let kind = match descriptor.target.strip_prefix("socket:[") {
+                Some(inode) => sockets.get(inode.trim_end_matches(']')).copied(),
+                None => Some(descriptor.kind()),
+            };
+            if let Some(kind) = kind {
+                *kinds.entry(kind.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(kinds)
+    };
+    // What belongs to a generation that has just gone is given back soon, but not at once.
+    let mut last = look()?;
+    let mut same = 0;
+    poll_until(SOON, "a process at rest", || {
+        let now = look().ok()?;
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        (same == 3).then_some(())
+    })?;
+    Ok(last)
+}
+
+/// The sockets of this machine that are no connections, by their inodes.
+fn lasting_sockets() -> HashMap<String, &'static str> {
+    let mut sockets = HashMap::new();
+    let mut add = |table: &str, inode: usize, kind: &dyn Fn(&[&str]) -> Option<&'static str>| {
+        let text = std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            if let (Some(inode), Some(kind)) = (words.get(inode), kind(&words)) {
+                sockets.insert((*inode).to_owned(), kind);
+            }
+        }
+    };
+    for table in ["tcp", "tcp6"] {
+        add(table, 9, &|words| (words.get(3) == Some(&"0A")).then_some("TCP listener"));
+    }
+    for table in ["udp", "udp6"] {
+        add(table, 9, &|_| Some("UDP socket"));
+    }
+    add("unix", 6, &|words| match (words.get(3), words.get(4)) {
+        (_, Some(&"0002")) => Some("Unix datagram socket"),
+        // The handover's own are of this kind.
+        (_, Some(&"0005")) => Some("Unix seqpacket socket"),
+        (Some(&"00010000"), _) => Some("Unix listener"),
+        _ => None,
+    });
+    sockets
 }
 
 /// The same, for a case in which restarts are over.

@@ -256,6 +256,12 @@ fn ask_datagrams(target: SocketAddr, over: &AtomicBool) -> Result<Vec<u32>, Fail
     }
 }
 
+/// Asks once; gives who answered.
+pub(super) fn ask_datagram(target: SocketAddr) -> Result<u32, Failure> {
+    let answered = ask_datagrams(target, &AtomicBool::new(true))?;
+    answered.first().copied().ok_or_else(|| Failure::new("nobody has answered"))
+}
+
 /// The process that has answered `text`.
 fn answered_by(answer: &[u8], text: &str) -> Result<u32, Failure> {
     let answer = String::from_utf8_lossy(answer);

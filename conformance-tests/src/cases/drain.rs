@@ -8,7 +8,7 @@ use super::common::{
     outcome, pid_of, plain, restart, serving, settled, start, stop, took_over, wait_left,
     wait_state,
 };
-use super::serve::visit_until_refused;
+use super::serve::{all_answered, queued, visit_until_refused};
 use super::talk::{self, Talk};
 use super::terminal::Terminal;
 use crate::client::Load;
@@ -196,9 +196,9 @@ fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {
     let mut slow = Talk::to(address)?;
     slow.ask("/slow?ms=1500")?;
     hold(case, second.pid)?;
+    wait_in_flight(case, second.pid, 2)?;
     let visitors: Vec<_> =
         (0..4).map(|_| std::thread::spawn(move || visit_until_refused(address))).collect();
-    wait_in_flight_at_least(case, second.pid, 2)?;
     case.signal(second.pid, signal)?;
     // Who had got in was served, and at the end nobody gets in, although the process is there.
     for visitor in visitors {
@@ -213,16 +213,6 @@ fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {
     let exit = wait_left(case, second.pid)?;
     ensure!(number(&exit, "successor")? == 0 && number(&exit, "cut")? == 0, "{exit}");
     case.wait_only(&[], SOON)
-}
-
-fn wait_in_flight_at_least(case: &Context, pid: u32, least: u64) -> Result<(), Failure> {
-    let seen = case.timeline().len();
-    case.command(pid, "in-flight", &[])?;
-    let told = case.timeline().wait_for_after(seen, "a number", SOON, |event| {
-        event.pid == Some(pid) && event.is("in flight")
-    })?;
-    ensure!(number(&told, "count")? >= least, "{told}");
-    Ok(())
 }
 
 fn by_handle(case: &Context) -> Result<(), Failure> {
@@ -250,20 +240,13 @@ fn by_handle(case: &Context) -> Result<(), Failure> {
 
 fn queue(case: &Context) -> Result<(), Failure> {
     let first = start(case, &plain())?;
-    case.command(first.pid, "thread-act", &[("action", "wait queue")])?;
-    case.wait_for_from(first.pid, "waits", SOON)?;
-    let mut waiting = Vec::new();
-    for _ in 0..50 {
-        let mut talk = Talk::to(first.address()?)?;
-        talk.ask("/")?;
-        waiting.push(talk);
-    }
+    case.command(first.pid, "ignore", &[])?;
+    case.wait_for_from(first.pid, "ignore", SOON)?;
+    let waiting = queued(first.address()?)?;
     case.signal(first.pid, Signal::TERM)?;
-    case.command(first.pid, "go", &[("at", "queue")])?;
-    for mut talk in waiting {
-        let answer = talk.hear()?;
-        ensure!(answer.pid == first.pid && answer.word == "ok", "{answer:?}");
-    }
+    wait_state(case, first.pid, "Draining")?;
+    case.command(first.pid, "attend", &[])?;
+    all_answered(waiting, first.pid)?;
     wait_left(case, first.pid)?;
     case.wait_only(&[], SOON)
 }

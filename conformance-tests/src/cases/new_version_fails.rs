@@ -437,16 +437,20 @@ fn wrapped(case: &Context) -> Result<(), Failure> {
     let script = format!("#!/bin/sh\n'{}' \"$@\"\n", case.program().path().display());
     let program = case.another_program("wrapper")?;
     program.replace_with(script.as_bytes(), 0o755)?;
-    let scenario = plain().with("policy.executable", wrapper.display());
+    let scenario = plain()
+        .with("policy.executable", wrapper.display())
+        .with("policy.ready", 2_000)
+        .with("policy.abort", 100);
     let first = start(case, &scenario)?;
-    let before = at_rest(case, first.pid)?;
     let load = load(case, first.address()?)?;
     // It fails behind its wrapper.
     case.set_scenario(&scenario.clone().with("at.claimed", "exit 1"))?;
     refused(case, first.pid, "Exited")?;
     case.set_scenario(&scenario.clone().with("at.claimed", "give-up a bad day"))?;
     said(&ask(case, first.pid)?, "GaveUp", "a bad day")?;
-    case.set_scenario(&scenario.clone().with("policy.ready", 300).with("at.claimed", "hang"))?;
+    // Killed behind its wrapper, and the wrapper with it.
+    case.set_scenario(&scenario.clone().with("at.claimed", "hang"))?;
+    refused(case, first.pid, "ReadyDeadline")?;
     settled(case, &[first.pid])?;
     // It works behind its wrapper.
     case.set_scenario(&scenario)?;
@@ -457,14 +461,11 @@ fn wrapped(case: &Context) -> Result<(), Failure> {
     ensure!(born.get("argv") == Some(&case.program().path().display().to_string()), "{born}");
     let shell: u32 = born.get("parent").unwrap_or_default().parse()?;
     case.wait_only(&[second.pid, shell], SOON)?;
-    // The next one is not behind one any more.
-    case.set_scenario(&plain())?;
     let third = restart(case, second.pid)?;
     load.wait_for_successor(second.pid, SOON)?;
     case.wait_exit(second.pid, SOON)?;
     let report = load.stop();
     case.nothing_lost(&report)?;
-    drop(before);
     // The shell waits for its child, and then it is the runner's to bury.
     if let Ok(shell) = crate::signal::Process::open(shell) {
         shell.wait_gone(SOON)?;

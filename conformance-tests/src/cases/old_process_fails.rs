@@ -33,11 +33,9 @@ pub(super) const CASES: &[Case] = &[
         "SIGKILL of the old one after the offer: the new one serves what it was offered",
         |case| killed(case, Step::Offered)
     ),
-    case!(
-        "killed_after_ready",
-        "SIGKILL of the old one after READY: the new one serves",
-        |case| killed(case, Step::Ready)
-    ),
+    case!("killed_after_ready", "SIGKILL of the old one after READY: the new one serves", |case| {
+        killed(case, Step::Ready)
+    }),
     case!(
         "killed_after_commit",
         "SIGKILL of the old one right after COMMIT: the new one serves",
@@ -231,7 +229,8 @@ fn freeze(case: &Context, pid: u32) -> Result<(), Failure> {
 
 fn wedged(case: &Context, step: Step) -> Result<(), Failure> {
     let old = plain().with("policy.hooks", 1_000).with("policy.confirm", 500);
-    let old = if step == Step::Ready { old.with("hooks", "before commit wait commit") } else { old };
+    let old =
+        if step == Step::Ready { old.with("hooks", "before commit wait commit") } else { old };
     let first = start(case, &old)?;
     let load = load(case, first.address()?)?;
     let new = at(&first)?.with("policy.spawn", 1_000);
@@ -254,9 +253,11 @@ fn wedged(case: &Context, step: Step) -> Result<(), Failure> {
     let failed = case.wait_for_from(second, "failed", SOON)?;
     ensure!(failed.get("reason").is_some_and(|reason| reason.contains("take over")), "{failed}");
     case.wait_exit(second, SOON)?;
-    let served = case.timeline().events().iter().any(|event| {
-        event.pid == Some(second) && event.is("serving")
-    });
+    let served = case
+        .timeline()
+        .events()
+        .iter()
+        .any(|event| event.pid == Some(second) && event.is("serving"));
     ensure!(!served, "it served");
     case.signal(first.pid, Signal::CONT)?;
     let outcome = outcome(case, first.pid, seen)?;
@@ -290,9 +291,7 @@ fn wedged_draining(case: &Context) -> Result<(), Failure> {
     case.signal(first.pid, Signal::CONT)?;
     case.wait_exit(first.pid, SOON)?;
     let back = |event: &Event| {
-        event.pid == Some(first.pid)
-            && event.is("hook")
-            && event.get("event") == Some("roll-back")
+        event.pid == Some(first.pid) && event.is("hook") && event.get("event") == Some("roll-back")
     };
     ensure!(!case.timeline().events().iter().any(back), "it came back");
     ensure!(talk::is_refused(first.address()?), "somebody listens");

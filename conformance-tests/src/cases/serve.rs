@@ -183,7 +183,8 @@ fn under_load(case: &Context) -> Result<(), Failure> {
 }
 
 fn five_seconds(case: &Context) -> Result<(), Failure> {
-    let first = start(case, &plain())?;
+    // Longer than the request: its answer tells to close before anything is closed.
+    let first = start(case, &plain().with("policy.linger", 15_000))?;
     let load = load(case, first.address()?)?;
     let mut slow = Talk::to(first.address()?)?;
     slow.ask("/slow?ms=5000")?;
@@ -234,17 +235,9 @@ fn queue(case: &Context) -> Result<(), Failure> {
     case.signal(second, Signal::STOP)?;
     case.command(first.pid, "go", &[("at", "switch")])?;
     wait_state(case, first.pid, "Draining")?;
-    let mut waiting = Vec::new();
-    for _ in 0..WAITING {
-        let mut talk = Talk::to(first.address()?)?;
-        talk.ask("/")?;
-        waiting.push(talk);
-    }
+    let waiting = queued(first.address()?)?;
     case.signal(second, Signal::CONT)?;
-    for mut talk in waiting {
-        let answer = talk.hear()?;
-        ensure!(answer.pid == second, "{answer:?}, from another than {second}");
-    }
+    all_answered(waiting, second)?;
     case.set_scenario(&plain())?;
     took_over(case, &outcome(case, first.pid, seen)?)?;
     wait_left(case, first.pid)?;
@@ -265,15 +258,8 @@ fn paused(case: &Context) -> Result<(), Failure> {
     // The old one has its copy still, and must leave all wake-ups to the new one.
     let polled = watched(first.pid)?;
     ensure!(polled.is_empty(), "the old process still watches {polled:?}");
-    let mut waiting = Vec::new();
-    for _ in 0..2 * WAITING {
-        let mut talk = Talk::to(address)?;
-        talk.ask("/")?;
-        waiting.push(talk);
-    }
-    for mut talk in waiting {
-        let answer = talk.hear()?;
-        ensure!(answer.pid == second.pid, "{answer:?}, from another than {}", second.pid);
+    for _ in 0..2 {
+        all_answered(queued(address)?, second.pid)?;
     }
     case.command(first.pid, "unguard", &[])?;
     case.signal(first.pid, Signal::USR2)?;
@@ -485,8 +471,9 @@ fn ten(case: &Context) -> Result<(), Failure> {
         let name = format!("listener-{number}");
         let (old, new) = (first.address_of(&name)?, second.address_of(&name)?);
         ensure!(old == new, "{name} was at {old} and is at {new}");
-        let answer = talk::get(new, "/")?;
+        let answer = talk::get(new, "/name")?;
         ensure!(answer.pid == second.pid, "{name}: {answer:?}");
+        ensure!(answer.word == name, "{new} is {name}'s, and {} has accepted there", answer.word);
     }
     finish(case, load, second.pid)
 }
@@ -549,6 +536,26 @@ fn changed(case: &Context) -> Result<(), Failure> {
     finish(case, load, second.pid)
 }
 
+/// Connections with a request each, which wait to be accepted.
+pub(super) fn queued(address: SocketAddr) -> Result<Vec<Talk>, Failure> {
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        let mut talk = Talk::to(address)?;
+        talk.ask("/")?;
+        waiting.push(talk);
+    }
+    Ok(waiting)
+}
+
+/// Fails unless each of them gets its answer, and from that process.
+pub(super) fn all_answered(waiting: Vec<Talk>, pid: u32) -> Result<(), Failure> {
+    for mut talk in waiting {
+        let answer = talk.hear()?;
+        ensure!(answer.pid == pid && answer.word == "ok", "{answer:?}, from another than {pid}");
+    }
+    Ok(())
+}
+
 /// Requests on new connections, one after another, until nobody listens; how many were served.
 pub(super) fn visit_until_refused(address: SocketAddr) -> Result<usize, Failure> {
     let mut served = 0;
@@ -603,7 +610,13 @@ fn while_serving(case: &Context) -> Result<(), Failure> {
     ensure!(talk::get(new, "/")?.pid == first.pid, "nobody serves what was added");
     let visitor = std::thread::spawn(move || visit_until_refused(old));
     ensure!(talk::get(old, "/")?.pid == first.pid, "nobody serves `old`");
+    case.command(first.pid, "ignore", &[])?;
+    case.wait_for_from(first.pid, "ignore", SOON)?;
+    let waiting = queued(old)?;
     case.command(first.pid, "close", &[("name", "old")])?;
+    case.wait_for_from(first.pid, "close", SOON)?;
+    case.command(first.pid, "attend", &[])?;
+    all_answered(waiting, first.pid)?;
     case.wait_for_from(first.pid, "closed", SOON)?;
     visitor.join().map_err(|_| Failure::new("a visitor panicked"))??;
     case.set_scenario(&plain().also("listen", "new tcp 127.0.0.1:0"))?;

@@ -823,7 +823,8 @@ impl Engine {
             Class::Race => &mut counters.races,
         } += 1;
         sample.group.clone_from(&counters.name);
-        if report.samples.iter().filter(|other| other.class == sample.class).count() < self.samples {
+        if report.samples.iter().filter(|other| other.class == sample.class).count() < self.samples
+        {
             report.samples.push(sample);
         }
         drop(state);

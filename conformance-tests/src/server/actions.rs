@@ -11,7 +11,7 @@ use std::time::Duration;
 use handover_core::Runtime;
 use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
 
-use super::{raw, signal_named};
+use super::{raw, signal_named, watch};
 use crate::generation::Generation;
 use crate::{Failure, hygiene, inherited};
 
@@ -35,7 +35,7 @@ struct Inner {
     wakers: Vec<Waker>,
 }
 
-const VERBS: [&str; 33] = [
+const VERBS: [&str; 34] = [
     "ok",
     "fail",
     "give-up",
@@ -48,6 +48,7 @@ const VERBS: [&str; 33] = [
     "kill",
     "hang",
     "pend",
+    "watch",
     "helper",
     "children",
     "offspring",
@@ -138,6 +139,7 @@ impl Act {
             }
             ("pause", Some(runtime)) => runtime.timer(runtime.now() + self.time()?).await,
             ("pend", _) => pending().await,
+            ("watch", Some(runtime)) => watch::once(runtime).await?,
             _ => drop(self.perform(generation, waits)?),
         }
         Ok(())
@@ -213,7 +215,7 @@ fn helper(generation: &Generation) -> Result<(), Failure> {
     inherited::share_everything()?;
     let mut helper = Command::new("sleep");
     helper.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    #[expect(clippy::zombie_processes, reason = "it outlives this process, on purpose")]
+    // Nobody waits for it: it outlives this process, on purpose.
     let helper = helper.spawn()?;
     generation.tell("helper", &[("pid", &helper.id())]);
     Ok(())

@@ -63,8 +63,12 @@ pub(super) struct Serving<R: AsyncSockets> {
     commands: mpsc::UnboundedReceiver<Command>,
     /// Connections, as soon as they are accepted.
     incoming: SelectAll<Pin<Box<dyn Stream<Item = Task> + Send>>>,
+    /// The same listeners once more, asked after the first.
+    helpers: Vec<Pin<Box<dyn Stream<Item = Task> + Send>>>,
     tasks: FuturesUnordered<Task>,
     has_served: bool,
+    /// Accepts nothing, as a program that is busy with something else.
+    is_ignoring: bool,
 }
 
 type Task = BoxFuture<'static, ()>;
@@ -87,8 +91,10 @@ impl<R: AsyncSockets> Serving<R> {
             at_serving: server.acts("serving")?,
             commands,
             incoming: SelectAll::new(),
+            helpers: Vec::new(),
             tasks: FuturesUnordered::new(),
             has_served: false,
+            is_ignoring: false,
         };
         for listen in &server.listen {
             serving.listen(listen)?;
@@ -124,8 +130,15 @@ impl<R: AsyncSockets> Serving<R> {
                     return Poll::Ready(end);
                 }
             }
-            while let Poll::Ready(Some(connection)) = self.incoming.poll_next_unpin(context) {
+            while !self.is_ignoring
+                && let Poll::Ready(Some(connection)) = self.incoming.poll_next_unpin(context)
+            {
                 self.tasks.push(connection);
+            }
+            for helper in &mut self.helpers {
+                while let Poll::Ready(Some(connection)) = helper.poll_next_unpin(context) {
+                    self.tasks.push(connection);
+                }
             }
             while let Poll::Ready(Some(())) = self.tasks.poll_next_unpin(context) {}
             Poll::Pending
@@ -257,21 +270,27 @@ impl<R: AsyncSockets> Serving<R> {
         L: Listener<Connection: AsyncRead + AsyncWrite>,
     {
         let (drain, runtime) = (self.handle.drain(), self.runtime.clone());
+        let own_name = name.to_owned();
         let answers = move |connection: L::Connection| -> Task {
-            let service = Answers { drain: drain.clone(), runtime: runtime.clone() };
+            let (drain, runtime) = (drain.clone(), runtime.clone());
+            let service = Answers { drain, runtime, name: own_name.clone() };
             Box::pin(async move {
                 // A client that goes away is no news for a server.
                 let _ = http::serve_connection(connection, &service).await;
             })
         };
-        let incoming = Incoming {
+        let incoming = |listener| Incoming {
             listener,
             runtime: self.runtime.clone(),
             pause: None,
             generation: self.generation.clone(),
             name: name.to_owned(),
         };
-        self.incoming.push(Box::pin(incoming.map(answers)));
+        if self.generation.scenario().is_set("helped") {
+            let helper = incoming(listener.clone()).map(answers.clone());
+            self.helpers.push(Box::pin(helper));
+        }
+        self.incoming.push(Box::pin(incoming(listener).map(answers)));
     }
 
     fn receive<D: Datagrams>(&mut self, name: &str, socket: D) {
@@ -304,6 +323,14 @@ impl<R: AsyncSockets> Serving<R> {
                 self.tasks.push(Box::pin(async move {
                     tell_outcome(&generation, "answer", Some(&id), &outcome.await);
                 }));
+            }
+            "ignore" | "attend" => {
+                self.is_ignoring = command.name == "ignore";
+                generation.tell(&command.name, &[]);
+            }
+            "unhelp" => {
+                self.helpers.clear();
+                generation.tell("alone", &[]);
             }
             "stop" => self.handle.stop(),
             "quit" => self.handle.quit(),
@@ -364,6 +391,7 @@ impl<R: AsyncSockets> Serving<R> {
 struct Answers<R> {
     drain: Drain,
     runtime: R,
+    name: String,
 }
 
 impl<R: AsyncSockets> Service for Answers<R> {
@@ -373,6 +401,10 @@ impl<R: AsyncSockets> Service for Answers<R> {
 
     fn closing(&self) -> bool {
         self.drain.is_closing()
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn over(&self) -> impl Future<Output = ()> + Send {

@@ -1,4 +1,4 @@
-//! HTTP connections that a restart of their server does not break.
+#![doc = include_str!("manual.md")]
 
 mod answer;
 mod close;

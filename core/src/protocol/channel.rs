@@ -43,6 +43,8 @@ struct Outgoing {
 pub(crate) struct Channel {
     socket: OwnedFd,
     outgoing: VecDeque<Outgoing>,
+    /// Kept, since new connections wait while the frames of the switch are read.
+    buffer: Box<[u8]>,
 }
 
 impl Channel {
@@ -56,7 +58,11 @@ impl Channel {
     }
 
     pub(crate) fn new(socket: OwnedFd) -> Channel {
-        Channel { socket, outgoing: VecDeque::new() }
+        Channel {
+            socket,
+            outgoing: VecDeque::new(),
+            buffer: vec![0; MAX_FRAME].into_boxed_slice(),
+        }
     }
 
     /// Sends a frame, or as much of what is queued before it as there is room for.
@@ -102,16 +108,16 @@ impl Channel {
 
     /// The next frame, or `None` if there is none yet. Without room for descriptors: whatever a
     /// peer attaches is closed by the kernel, and the frame counts as garbage.
-    pub(crate) fn receive(&self) -> Option<Received> {
+    pub(crate) fn receive(&mut self) -> Option<Received> {
         let mut control = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-        receive(self.socket.as_fd(), &mut control).map(|(received, _)| received)
+        receive(self.socket.as_fd(), &mut self.buffer, &mut control).map(|(received, _)| received)
     }
 
     /// The same with room for all descriptors that one frame may carry.
-    pub(crate) fn receive_with_descriptors(&self) -> Option<(Received, Vec<OwnedFd>)> {
+    pub(crate) fn receive_with_descriptors(&mut self) -> Option<(Received, Vec<OwnedFd>)> {
         const SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
         let mut control = [MaybeUninit::uninit(); SPACE];
-        receive(self.socket.as_fd(), &mut control)
+        receive(self.socket.as_fd(), &mut self.buffer, &mut control)
     }
 }
 
@@ -139,14 +145,14 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) ->
 
 fn receive(
     socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
     space: &mut [MaybeUninit<u8>],
 ) -> Option<(Received, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; MAX_FRAME];
     let mut control = RecvAncillaryBuffer::new(space);
     let mut was_reset = false;
     let message = loop {
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        match recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
+        match recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags) {
             Ok(message) => break message,
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return None,

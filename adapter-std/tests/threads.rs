@@ -1,0 +1,179 @@
+//! What is different about threads.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test is to panic")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use handover_std::threads::{Address, Event, Policy, Start, block_on, start_with};
+
+fn start() -> Start {
+    let policy = Policy::new().without_signals().stop_linger(Duration::ZERO);
+    start_with(policy).unwrap()
+}
+
+#[test]
+fn who_waits_for_a_connection_is_told_when_none_will_come() {
+    let start = start();
+    let listener = start.listen_tcp("web", "127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let listener = listener.clone();
+            thread::spawn(move || {
+                let mut accepted = 0;
+                loop {
+                    match listener.accept() {
+                        Ok((mut connection, _)) => {
+                            // It blocks: nothing has been sent yet.
+                            connection.read_exact(&mut [0; 2]).unwrap();
+                            (&connection).write_all(b"hi").unwrap();
+                            accepted += 1;
+                        }
+                        Err(error) => return (accepted, error.kind()),
+                    }
+                }
+            })
+        })
+        .collect();
+    let handle = start.handle();
+    let clients = thread::spawn(move || {
+        for _ in 0..100 {
+            let mut client = TcpStream::connect(address).unwrap();
+            thread::sleep(Duration::from_millis(1));
+            client.write_all(b"hi").unwrap();
+            client.read_exact(&mut [0; 2]).unwrap();
+        }
+        handle.stop();
+    });
+    let drain = start.drain();
+    start.run(move || drop(block_on(drain.cut()))).unwrap();
+    clients.join().unwrap();
+    let told: Vec<_> = waiting.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert!(told.iter().all(|(_, kind)| *kind == ErrorKind::NotConnected), "{told:?}");
+}
+
+#[test]
+fn a_listener_that_is_closed_ends_its_loop_and_so_the_server() {
+    let start = start();
+    let listener = start.listen_tcp("web", "127.0.0.1:0").unwrap();
+    let handle = start.handle();
+    let (sender, loops) = mpsc::channel();
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        assert!(handle.close("web"));
+    });
+    start
+        .run(move || {
+            for _ in listener.incoming() {}
+            sender.send(listener.local_addr().unwrap_err().kind()).unwrap();
+        })
+        .unwrap();
+    assert_eq!(loops.recv().unwrap(), ErrorKind::NotConnected);
+}
+
+#[test]
+fn a_server_s_error_and_its_panic_come_out_of_run() {
+    let error = start().run(|| Err::<(), _>("broken")).unwrap_err();
+    assert!(error.to_string().ends_with("broken"), "{error}");
+    let start = start();
+    let panic = catch_unwind(AssertUnwindSafe(|| start.run(|| -> () { panic!("on purpose") })));
+    assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"on purpose"));
+}
+
+#[test]
+fn a_thread_that_is_stuck_is_left_behind_at_the_deadline() {
+    let policy = Policy::new()
+        .without_signals()
+        .stop_linger(Duration::ZERO)
+        .stop_drain(Duration::from_millis(300));
+    let start = start_with(policy).unwrap();
+    let (handle, guard) = (start.handle(), start.guard());
+    let began = Instant::now();
+    let exit = start
+        .run(move || {
+            let _guard = guard;
+            block_on(pin!(handle.states()).next()).unwrap();
+            handle.stop();
+            thread::sleep(Duration::from_secs(600));
+        })
+        .unwrap();
+    assert_eq!(exit.cut, 1);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn futures_are_waited_for_and_hooks_run() {
+    let mut start = start();
+    let (sender, begun) = mpsc::channel();
+    start.before(Event::Accept, move || {
+        let sender = sender.clone();
+        async move { Ok(sender.send(thread::current().id())?) }
+    });
+    let (handle, drain) = (start.handle(), start.drain());
+    let here = thread::current().id();
+    start
+        .run(move || {
+            assert_eq!(begun.recv().unwrap(), here);
+            block_on(pin!(handle.states()).next()).unwrap();
+            handle.stop();
+            block_on(drain.closing()).unwrap();
+        })
+        .unwrap();
+}
+
+#[test]
+fn datagrams_block_and_are_answered() {
+    let start = start();
+    let socket = start.udp("echo", "127.0.0.1:0").unwrap();
+    let Some(Address::Ip(address)) = start.address("echo") else { panic!("no address") };
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let handle = start.handle();
+    let asking = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        client.send_to(b"hello", address).unwrap();
+        let mut buffer = [0; 16];
+        let length = client.recv(&mut buffer).unwrap();
+        handle.stop();
+        buffer[..length].to_vec()
+    });
+    start
+        .run(move || {
+            let mut buffer = [0; 16];
+            loop {
+                match socket.recv_from(&mut buffer) {
+                    Ok((length, from)) => _ = socket.try_send_to(&buffer[..length], &from),
+                    Err(error) => return assert_eq!(error.kind(), ErrorKind::NotConnected),
+                }
+            }
+        })
+        .unwrap();
+    assert_eq!(asking.join().unwrap(), b"hello");
+}
+
+#[test]
+fn a_shared_listener_stays_non_blocking_and_its_connections_block() {
+    let start = start();
+    let listener = start.listen_tcp("web", "127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let handle = start.handle();
+    thread::spawn(move || {
+        let mut client = TcpStream::connect(address).unwrap();
+        let _ = client.read(&mut [0; 1]);
+    });
+    start
+        .run(move || {
+            let (connection, _) = listener.accept().unwrap();
+            let flags = rustix::fs::fcntl_getfl(connection.as_fd()).unwrap();
+            assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+            handle.stop();
+        })
+        .unwrap();
+}

@@ -1,0 +1,26 @@
+//! A server on one runtime is replaced by one on another.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    handover_conformance::pairs()
+        .runtime("tokio", |subject| {
+            tokio::runtime::Runtime::new()?.block_on(async {
+                let start = handover::tokio::start_with(subject.policy())?;
+                subject.run(start).await
+            })
+        })
+        .runtime("smol", |subject| {
+            smol::block_on(async {
+                let start = handover::smol::start_with(subject.policy())?;
+                subject.run(start).await
+            })
+        })
+        .runtime("async-std", |subject| {
+            async_std::task::block_on(async {
+                let start = handover::async_std::start_with(subject.policy())?;
+                subject.run(start).await
+            })
+        })
+        .main()
+}
