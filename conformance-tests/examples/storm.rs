@@ -101,7 +101,6 @@ fn storm(options: &Options) -> Result<bool, Failure> {
     let mut command = Command::new(&options.command[0]);
     command.args(&options.command[1..]).env("ADDR", address.to_string());
     command.stdin(Stdio::null()).process_group(0);
-    #[expect(clippy::zombie_processes, reason = "`reap` waits for every child")]
     command.spawn().doing(format_args!("starting {}", options.command[0]))?;
     let result = run(options, address);
     for process in descendants() {

@@ -54,6 +54,7 @@ pub mod http;
 pub mod hygiene;
 pub mod server;
 pub mod signal;
+pub mod smoke;
 
 mod case;
 mod cases;
@@ -97,6 +98,12 @@ pub struct Conformance {
 }
 
 impl Conformance {
+    /// Skips a case that this adapter cannot pass, and says why.
+    pub fn skip(mut self, case: &'static str, reason: &'static str) -> Self {
+        self.suite = self.suite.skip(case, reason);
+        self
+    }
+
     /// The test binary's `main`: runs the cases, or is the program under test, which then starts
     /// the library on its runtime and hands it to [`Server::run`].
     ///

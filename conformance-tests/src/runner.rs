@@ -78,7 +78,12 @@ impl Suite {
     }
 
     fn run(self) -> ExitCode {
-        let (report, arguments) = match take_report(std::env::args()) {
+        self.run_with(std::env::args())
+    }
+
+    /// Runs the cases with another command line than this process's own.
+    pub(crate) fn run_with(self, arguments: impl Iterator<Item = String>) -> ExitCode {
+        let (report, arguments) = match take_report(arguments) {
             Ok(taken) => taken,
             Err(failure) => return refuse(&failure),
         };
@@ -144,7 +149,7 @@ impl Suite {
 }
 
 /// Makes this process one that others can be started from and watched by.
-fn prepare() -> Result<(), Failure> {
+pub(crate) fn prepare() -> Result<(), Failure> {
     inherited::keep_to_ourselves()?;
     // Generations whose parent has gone become children of the runner, which
     // can then see and bury them, instead of init's.

@@ -69,6 +69,7 @@
 //! thread, at once), `thread-act action` (on the runtime's thread: `hang` wedges it).
 
 mod actions;
+mod blocking;
 mod outcomes;
 mod packets;
 mod raw;
@@ -76,15 +77,16 @@ mod serve;
 mod setup;
 mod watch;
 
+use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::channel::mpsc;
-use futures::future::{Either, select};
-use handover_core::{Event, Policy, Signal, Sockets, Start};
+use futures::future::{BoxFuture, Either, select};
+use handover_core::{Event, Exit, Policy, Signal, Sockets, Start};
 
-pub use serve::AsyncSockets;
+pub use serve::{AsyncSockets, BlockingSockets, ServerSockets};
 
 use self::actions::{Act, Waits};
 use self::outcomes::{Blob, tell_outcome};
@@ -148,10 +150,7 @@ impl Server {
     /// Those of the start, which end this process as they would end any program's.
     pub async fn run<R: AsyncSockets>(&self, mut start: Start<R>) -> Result<(), Failure> {
         self.prepare(&mut start)?;
-        let Some(commands) = self.take_commands() else {
-            return Err(Failure::new("a server runs once"));
-        };
-        let serving = serve::Serving::claim(self, &start, commands)?;
+        let serving = serve::Serving::of_futures(self, &start)?;
         if let Some(reason) = self.act_at("claimed")? {
             start.give_up(reason);
             return Err(Failure::new("gave up"));
@@ -172,6 +171,35 @@ impl Server {
                 Ok(())
             }
         }
+    }
+
+    /// The same on a runtime of threads, whose own `start` has a `run` that blocks. The server's
+    /// future waits through nothing but the adapter's sockets and timers.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run`](Self::run).
+    pub fn run_blocking<R, S>(
+        &self,
+        mut start: S,
+        give_up: impl FnOnce(S, String),
+        run: impl FnOnce(S, BoxFuture<'static, Result<(), String>>) -> handover_core::Result<Exit>,
+    ) -> Result<(), Failure>
+    where
+        R: BlockingSockets,
+        S: DerefMut<Target = Start<R>>,
+    {
+        self.prepare(&mut start)?;
+        let serving = serve::Serving::of_threads(self, &start)?;
+        if let Some(reason) = self.act_at("claimed")? {
+            give_up(start, reason);
+            return Err(Failure::new("gave up"));
+        }
+        let unclaimed = start.unclaimed().join(" ");
+        self.generation.tell("ready", &[("unclaimed", &unclaimed)]);
+        let result = run(start, Box::pin(serving.serve()));
+        outcomes::tell_exit(&self.generation, &result);
+        result.map(drop).map_err(Failure::from)
     }
 
     /// What does not depend on how the runtime waits.

@@ -455,7 +455,9 @@ impl Log {
         let Some(sender) = sender else {
             return self.garbage("a frame without its sender".into());
         };
-        if sender.uid != rustix::process::geteuid().as_raw() {
+        // The kernel names the real user, a process may name its effective one.
+        let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
+        if ![real.as_raw(), effective.as_raw()].contains(&sender.uid) {
             return self.garbage(format!("a frame from another user ({})", sender.uid));
         }
         match (&frame, self.speaker) {
@@ -500,14 +502,24 @@ impl Log {
     }
 }
 
-/// As many entries as fit into one frame.
+/// As many entries as fit into one frame, and at least one. A socket's file may have a long path.
 fn batch(
     offer: &mut std::iter::Peekable<impl Iterator<Item = (frame::Entry, Arc<OwnedFd>)>>,
 ) -> (Vec<frame::Entry>, Vec<Arc<OwnedFd>>) {
-    /// More than the largest entry: a name, and two paths.
-    const LARGEST: usize = 512;
-    let most = MAX_DESCRIPTORS.min(MAX_FRAME / LARGEST);
-    offer.take(most).unzip()
+    const MOST: usize = MAX_DESCRIPTORS / 2;
+    const ROOM: usize = MAX_FRAME / 2;
+    let (mut entries, mut descriptors) = (Vec::new(), Vec::new());
+    let mut size = 0;
+    while let Some((entry, _)) = offer.peek() {
+        size += entry.size();
+        if !entries.is_empty() && (entries.len() == MOST || size > ROOM) {
+            break;
+        }
+        let Some((entry, descriptor)) = offer.next() else { break };
+        entries.push(entry);
+        descriptors.push(descriptor);
+    }
+    (entries, descriptors)
 }
 
 /// A process that was killed ends at once, unless it hangs in the kernel.
@@ -517,4 +529,58 @@ fn await_death(child: &Child) {
     let patience = Timespec { tv_sec: 1, tv_nsec: 0 };
     let _ = poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&patience));
     child.reap();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::{Address, Kind};
+
+    #[test]
+    fn every_frame_of_an_offer_fits() {
+        let some: Arc<OwnedFd> = Arc::new(std::io::pipe().unwrap().0.into());
+        let path = |length| std::path::PathBuf::from("x".repeat(length));
+        for long in [10, 107 + 4096] {
+            let entry = |index| frame::Entry::Named {
+                name: "n".repeat(64),
+                index,
+                kind: Kind::UnixListener,
+                address: Address::Path(path(107)),
+                activated: false,
+                file: Some((1, 2, path(long))),
+            };
+            let offer = (0..1000).map(|index| (entry(index), Arc::clone(&some)));
+            let mut offer = offer.peekable();
+            let mut sent = 0;
+            while offer.peek().is_some() {
+                let (entries, descriptors) = batch(&mut offer);
+                assert_eq!(entries.len(), descriptors.len());
+                assert!((1..=MAX_DESCRIPTORS).contains(&entries.len()));
+                sent += entries.len();
+                assert!(Frame::Descriptors(entries).encode().len() <= MAX_FRAME);
+            }
+            assert_eq!(sent, 1000);
+        }
+    }
+
+    /// The kernel names the real user of a sender.
+    #[test]
+    fn a_stranger_is_not_heard_and_only_one_process_speaks() {
+        let hello = |pid| Frame::Hello { oldest: 1, newest: 1, pid };
+        let by = |pid, uid| Some(Sender { pid, uid });
+        let own = rustix::process::getuid().as_raw();
+        let mut log = Log::offering(vec![7, 8]);
+        let mut hear = |frame, sender| log.understand(Received::Frame(frame, sender));
+        assert_eq!(hear(hello(5), None), Heard::Garbage);
+        assert_eq!(hear(hello(5), by(5, own + 1)), Heard::Garbage);
+        assert_eq!(hear(hello(5), by(6, own)), Heard::Garbage);
+        assert_eq!(hear(Frame::Serving, by(5, own)), Heard::Garbage);
+        assert_eq!(hear(hello(5), by(5, own)), Heard::Hello);
+        assert_eq!(hear(hello(5), by(5, own)), Heard::Garbage);
+        assert_eq!(hear(Frame::Serving, by(6, own)), Heard::Garbage);
+        let ready = |claimed| Frame::Ready { claimed, unwanted: vec![], bound: vec![] };
+        assert_eq!(hear(ready(vec![2]), by(5, own)), Heard::Garbage);
+        assert_eq!(hear(ready(vec![1]), by(5, own)), Heard::Ready);
+        assert_eq!(log.claims(), [8]);
+    }
 }

@@ -158,7 +158,7 @@ mod loom_tests {
             let threads = guards.map(|guard| thread::spawn(move || drop(guard)));
             wait(&counter);
             assert_eq!(counter.count(), 0);
-            threads.map(|thread| thread.join().unwrap());
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
     }
 
@@ -192,7 +192,7 @@ mod loom_tests {
             counter.stop_awaiting();
             wait(&counter);
             assert_eq!(counter.count(), 0);
-            threads.map(|thread| thread.join().unwrap());
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
     }
 

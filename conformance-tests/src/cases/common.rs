@@ -194,32 +194,22 @@ fn lasting(pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
     Ok(last)
 }
 
-/// The sockets of this machine that are no connections, by their inodes.
+/// The Unix sockets of this machine that are no connections of clients, by their inodes. The
+/// handover's own are among them. Not those of TCP: the kernel takes too long to list them, with
+/// all the connections that have been closed.
 fn lasting_sockets() -> HashMap<String, &'static str> {
-    let mut sockets = HashMap::new();
-    let mut add = |table: &str, inode: usize, kind: &dyn Fn(&[&str]) -> Option<&'static str>| {
-        let text = std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            let words: Vec<&str> = line.split_ascii_whitespace().collect();
-            if let (Some(inode), Some(kind)) = (words.get(inode), kind(&words)) {
-                sockets.insert((*inode).to_owned(), kind);
-            }
-        }
-    };
-    for table in ["tcp", "tcp6"] {
-        add(table, 9, &|words| (words.get(3) == Some(&"0A")).then_some("TCP listener"));
-    }
-    for table in ["udp", "udp6"] {
-        add(table, 9, &|_| Some("UDP socket"));
-    }
-    add("unix", 6, &|words| match (words.get(3), words.get(4)) {
-        (_, Some(&"0002")) => Some("Unix datagram socket"),
-        // The handover's own are of this kind.
-        (_, Some(&"0005")) => Some("Unix seqpacket socket"),
-        (Some(&"00010000"), _) => Some("Unix listener"),
-        _ => None,
-    });
-    sockets
+    let table = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let rows = table.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    rows.filter_map(|row| {
+        let kind = match (*row.get(3)?, *row.get(4)?) {
+            (_, "0002") => "Unix datagram socket",
+            (_, "0005") => "Unix seqpacket socket",
+            ("00010000", _) => "Unix listener",
+            _ => return None,
+        };
+        Some(((*row.get(6)?).to_owned(), kind))
+    })
+    .collect()
 }
 
 /// The same, for a case in which restarts are over.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -16,42 +16,81 @@ use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::{FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
 use handover_core::{
-    Datagrams, Drain, Guard, Handle, Kind as Descriptor, Listener, Sockets, Start, State,
+    Datagrams, Drain, Guard, Handle, Kind as Descriptor, Listener, Runtime, Sockets, Start, State,
 };
 
 use super::actions::{Act, Waits};
 use super::outcomes::{Blob, tell_outcome};
 use super::setup::{self, Kind, Listen};
-use super::{Server, packets, resolve, signal_named};
+use super::{Server, blocking, packets, resolve, signal_named};
 use crate::generation::{Command, Generation};
 use crate::http::{self, Service};
 use crate::{Doing, Failure};
 
-/// The sockets of a runtime of futures: what [`Server::run`] needs, and no adapter has more.
-pub trait AsyncSockets:
+/// The sockets that every runtime has.
+pub trait ServerSockets:
     Sockets<
-        TcpListener: Listener<Connection: AsyncRead + AsyncWrite>,
-        UnixListener: Listener<Connection: AsyncRead + AsyncWrite>,
+        TcpListener: Listener,
+        UnixListener: Listener,
         UdpSocket: Datagrams,
         UnixDatagram: Datagrams,
     >
 {
 }
 
-impl<R> AsyncSockets for R where
+impl<R> ServerSockets for R where
     R: Sockets<
-            TcpListener: Listener<Connection: AsyncRead + AsyncWrite>,
-            UnixListener: Listener<Connection: AsyncRead + AsyncWrite>,
+            TcpListener: Listener,
+            UnixListener: Listener,
             UdpSocket: Datagrams,
             UnixDatagram: Datagrams,
         >
 {
 }
 
+/// The sockets of a runtime of futures: what [`Server::run`] needs, and no adapter has more.
+pub trait AsyncSockets:
+    ServerSockets<
+        TcpListener: Listener<Connection: AsyncRead + AsyncWrite>,
+        UnixListener: Listener<Connection: AsyncRead + AsyncWrite>,
+    >
+{
+}
+
+impl<R> AsyncSockets for R where
+    R: ServerSockets<
+            TcpListener: Listener<Connection: AsyncRead + AsyncWrite>,
+            UnixListener: Listener<Connection: AsyncRead + AsyncWrite>,
+        >
+{
+}
+
+/// The sockets of a runtime of threads: what [`Server::run_blocking`] needs.
+pub trait BlockingSockets:
+    ServerSockets<
+        TcpListener: Listener<Connection: Read + Write + AsFd>,
+        UnixListener: Listener<Connection: Read + Write + AsFd>,
+    >
+{
+}
+
+impl<R> BlockingSockets for R where
+    R: ServerSockets<
+            TcpListener: Listener<Connection: Read + Write + AsFd>,
+            UnixListener: Listener<Connection: Read + Write + AsFd>,
+        >
+{
+}
+
+/// How a connection of that listener is served.
+type Answering<L, R> = fn(<L as Listener>::Connection, Answers<R>) -> Task;
+
 /// How long to leave a listener alone that cannot accept, for a lack of descriptors.
 const SHORTAGE: Duration = Duration::from_millis(20);
 
-pub(super) struct Serving<R: AsyncSockets> {
+pub(super) struct Serving<R: ServerSockets> {
+    tcp: Answering<R::TcpListener, R>,
+    unix: Answering<R::UnixListener, R>,
     generation: Generation,
     waits: Arc<Waits>,
     handle: Handle<R>,
@@ -71,16 +110,36 @@ pub(super) struct Serving<R: AsyncSockets> {
     is_ignoring: bool,
 }
 
-type Task = BoxFuture<'static, ()>;
+pub(super) type Task = BoxFuture<'static, ()>;
 
 impl<R: AsyncSockets> Serving<R> {
-    pub(super) fn claim(
+    /// Claims what a server of futures is to serve.
+    pub(super) fn of_futures(server: &Server, start: &Start<R>) -> Result<Self, Failure> {
+        Self::claim(server, start, answer, answer)
+    }
+}
+
+impl<R: BlockingSockets> Serving<R> {
+    /// Claims what a server of threads is to serve.
+    pub(super) fn of_threads(server: &Server, start: &Start<R>) -> Result<Self, Failure> {
+        Self::claim(server, start, blocking::answer, blocking::answer)
+    }
+}
+
+impl<R: ServerSockets> Serving<R> {
+    fn claim(
         server: &Server,
         start: &Start<R>,
-        commands: mpsc::UnboundedReceiver<Command>,
+        tcp: Answering<R::TcpListener, R>,
+        unix: Answering<R::UnixListener, R>,
     ) -> Result<Self, Failure> {
+        let Some(commands) = server.take_commands() else {
+            return Err(Failure::new("a server runs once"));
+        };
         let runtime = start.runtime().cloned().ok_or_else(|| Failure::new("no runtime"))?;
         let mut serving = Self {
+            tcp,
+            unix,
             generation: server.generation.clone(),
             waits: Arc::clone(&server.waits),
             handle: start.handle(),
@@ -197,16 +256,16 @@ impl<R: AsyncSockets> Serving<R> {
         match *kind {
             Kind::Tcp => {
                 let listener = handle.listen_tcp(name, address)?;
-                self.accept(name, listener);
+                self.accept(name, listener, self.tcp);
             }
             Kind::Group(count) => {
                 for listener in handle.listen_tcp_group(name, address, count)? {
-                    self.accept(name, listener);
+                    self.accept(name, listener, self.tcp);
                 }
             }
             Kind::Unix => {
                 let listener = handle.listen_unix(name, path)?;
-                self.accept(name, listener);
+                self.accept(name, listener, self.unix);
             }
             Kind::Udp => {
                 let socket = handle.udp(name, address)?;
@@ -265,19 +324,12 @@ impl<R: AsyncSockets> Serving<R> {
         Ok(())
     }
 
-    fn accept<L>(&mut self, name: &str, listener: L)
-    where
-        L: Listener<Connection: AsyncRead + AsyncWrite>,
-    {
+    fn accept<L: Listener>(&mut self, name: &str, listener: L, answering: Answering<L, R>) {
         let (drain, runtime) = (self.handle.drain(), self.runtime.clone());
         let own_name = name.to_owned();
         let answers = move |connection: L::Connection| -> Task {
             let (drain, runtime) = (drain.clone(), runtime.clone());
-            let service = Answers { drain, runtime, name: own_name.clone() };
-            Box::pin(async move {
-                // A client that goes away is no news for a server.
-                let _ = http::serve_connection(connection, &service).await;
-            })
+            answering(connection, Answers { drain, runtime, name: own_name.clone() })
         };
         let incoming = |listener| Incoming {
             listener,
@@ -388,13 +440,30 @@ impl<R: AsyncSockets> Serving<R> {
 }
 
 /// What a connection's answers need.
-struct Answers<R> {
+pub(super) struct Answers<R> {
     drain: Drain,
     runtime: R,
     name: String,
 }
 
-impl<R: AsyncSockets> Service for Answers<R> {
+fn answer<C, R>(connection: C, service: Answers<R>) -> Task
+where
+    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    R: Runtime,
+{
+    Box::pin(async move {
+        // A client that goes away is no news for a server.
+        let _ = http::serve_connection(connection, &service).await;
+    })
+}
+
+impl<R> Answers<R> {
+    pub(super) fn drain(&self) -> Drain {
+        self.drain.clone()
+    }
+}
+
+impl<R: Runtime> Service for Answers<R> {
     async fn sleep(&self, time: Duration) {
         self.runtime.timer(self.runtime.now() + time).await;
     }
@@ -413,7 +482,7 @@ impl<R: AsyncSockets> Service for Answers<R> {
 }
 
 /// The connections of a listener, which pauses where it cannot accept.
-struct Incoming<L, R: AsyncSockets> {
+struct Incoming<L, R: Runtime> {
     listener: L,
     runtime: R,
     pause: Option<Pin<Box<R::Timer>>>,
@@ -421,7 +490,7 @@ struct Incoming<L, R: AsyncSockets> {
     name: String,
 }
 
-impl<L: Listener, R: AsyncSockets> Stream for Incoming<L, R> {
+impl<L: Listener, R: Runtime> Stream for Incoming<L, R> {
     type Item = L::Connection;
 
     fn poll_next(

@@ -13,7 +13,6 @@ use handover_core::{Connection, Policy, Runtime, Signal, SignalPipe, Sockets, So
 
 use crate::bare::{Side, Sleep, Watched};
 
-// ANCHOR: runtime
 /// The loop around `polling`, as the driver sees it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bare;
@@ -61,9 +60,7 @@ impl Stream for Signals {
         taken.map(Result::ok)
     }
 }
-// ANCHOR_END: runtime
 
-// ANCHOR: source
 /// A socket's registration with the loop, which a gate makes and takes back.
 pub struct Registered<T: AsFd>(Watched<T>);
 
@@ -85,9 +82,7 @@ impl<T: AsFd> AsFd for Registered<T> {
         self.0.as_fd()
     }
 }
-// ANCHOR_END: source
 
-// ANCHOR: sockets
 impl Sockets for Bare {
     type TcpListener = TcpListener;
     type UnixListener = UnixListener;
@@ -149,9 +144,7 @@ handover_core::datagrams! {
     }
 }
 handover_core::receive!(UnixDatagram);
-// ANCHOR_END: sockets
 
-// ANCHOR: start
 /// A process before its first accept. See [`handover_core::Start`].
 pub type Start = handover_core::Start<Bare>;
 /// A view of a running instance. See [`handover_core::Handle`].
@@ -172,4 +165,3 @@ pub fn start() -> handover_core::Result<Start> {
 pub fn start_with(policy: Policy) -> handover_core::Result<Start> {
     Start::new(Bare, policy)
 }
-// ANCHOR_END: start

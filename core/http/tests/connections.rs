@@ -10,8 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use handover_core::{Drain, Stage};
 use handover_http::{Connections, Server};
-use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -36,7 +37,9 @@ fn connect(drain: &Drain) -> Under {
     Under { client, served: tokio::spawn(served), connections }
 }
 
-async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+async fn answer(mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let body = match request.uri().path() {
         "/slow" => {
             sleep(Duration::from_millis(100)).await;
@@ -51,18 +54,26 @@ async fn answer(mut request: Request<Incoming>) -> Result<Response<Full<Bytes>>,
                     upgraded.write_all(&line).await.unwrap();
                 }
             });
-            let mut answer = Response::new(Full::default());
+            let mut answer = Response::new(Body::default());
             *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             answer.headers_mut().insert("connection", "upgrade".parse().unwrap());
             answer.headers_mut().insert("upgrade", "echo".parse().unwrap());
             return Ok(answer);
+        }
+        "/stream" => {
+            let pieces = futures::stream::unfold(0, async |count| {
+                sleep(Duration::from_millis(50)).await;
+                let piece = Ok(Frame::data(Bytes::from("piece\n")));
+                (count < 4).then_some((piece, count + 1))
+            });
+            return Ok(Response::new(StreamBody::new(pieces).boxed_unsync()));
         }
         _ => {
             let body = request.into_body().collect().await;
             Bytes::from(format!("got {}", body.unwrap().to_bytes().len()))
         }
     };
-    Ok(Response::new(Full::new(body)))
+    Ok(Response::new(Full::new(body).boxed_unsync()))
 }
 
 fn get(path: &str) -> Vec<u8> {
@@ -270,6 +281,31 @@ async fn the_client_may_close_after_the_last_answer() {
     let before = Instant::now();
     under.served.await.unwrap().unwrap();
     assert_eq!(before.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_goes_on_to_its_end() {
+    for stage in [Stage::Closing, Stage::Over] {
+        let (drain, set) = Drain::manual();
+        let mut under = connect(&drain);
+        under.send(get("/stream")).await;
+        sleep(Duration::from_millis(120)).await;
+        set(stage);
+        assert_eq!(under.connections.busy(), 1);
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n0\r\n\r\n") {
+            read.push(under.client.read_u8().await.unwrap());
+        }
+        let read = String::from_utf8(read).unwrap();
+        assert_eq!(read.matches("piece").count(), 4);
+        // Its head had promised that the connection stays.
+        if stage == Stage::Closing {
+            assert!(under.is_open().await);
+            under.send(get("/")).await;
+            assert_eq!(under.answer().await, says("got 0", true));
+        }
+        assert!(under.has_ended().await);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,8 @@
 //! The manual: pages that are not the documentation of one item.
 
+#[doc = include_str!("adapter.md")]
+pub mod adapter {}
+
 #[doc = include_str!("defaults.md")]
 pub mod defaults {}
 

@@ -206,6 +206,13 @@ impl Entry {
         }
     }
 
+    /// How many bytes it takes in a frame.
+    pub(crate) fn size(&self) -> usize {
+        let mut out = Vec::new();
+        self.encode(&mut out);
+        out.len()
+    }
+
     fn decode(rest: &mut &[u8]) -> Option<Entry> {
         Some(match take(rest, 1)?[0] {
             1 => Entry::Named {
