@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use handover::threads::{self, block_on};
+
 fn main() -> ExitCode {
     handover_conformance::pairs()
         .runtime("tokio", |subject| {
@@ -15,6 +17,15 @@ fn main() -> ExitCode {
                 let start = handover::smol::start_with(subject.policy())?;
                 subject.run(start).await
             })
+        })
+        .runtime("threads", |subject| {
+            subject.run_blocking(
+                threads::start_with(subject.policy())?,
+                |start, reason| start.give_up(reason),
+                |start, server| {
+                    start.run(|| block_on(server).unwrap_or_else(|error| Err(error.to_string())))
+                },
+            )
         })
         .runtime("async-std", |subject| {
             async_std::task::block_on(async {

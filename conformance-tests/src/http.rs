@@ -187,17 +187,34 @@ pub fn serve_blocking<C: io::Read + io::Write>(
     connection: C,
     closing: impl Fn() -> bool + Sync,
 ) -> io::Result<End> {
-    struct Blocking<F>(F);
-    impl<F: Fn() -> bool + Sync> Service for Blocking<F> {
+    serve_blocking_as("unnamed", connection, closing)
+}
+
+/// The same for a connection through the listener of that name.
+///
+/// # Errors
+///
+/// What the connection reports.
+pub fn serve_blocking_as<C: io::Read + io::Write>(
+    name: &str,
+    connection: C,
+    closing: impl Fn() -> bool + Sync,
+) -> io::Result<End> {
+    struct Blocking<'a, F>(&'a str, F);
+    impl<F: Fn() -> bool + Sync> Service for Blocking<'_, F> {
         async fn sleep(&self, time: Duration) {
             std::thread::sleep(time);
         }
 
         fn closing(&self) -> bool {
-            (self.0)()
+            (self.1)()
+        }
+
+        fn name(&self) -> &str {
+            self.0
         }
     }
-    let service = Blocking(closing);
+    let service = Blocking(name, closing);
     let serving = serve_connection(AllowStdIo::new(connection), &service);
     // Everything in it blocks instead of being pending, so one poll is all of it.
     serving.now_or_never().unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))

@@ -142,6 +142,13 @@ mod loom_tests {
     use std::future::poll_fn;
     use std::task::Poll;
 
+    /// Every interleaving with at most so many preemptions; without a number, every one.
+    fn check(most: Option<usize>, run: fn()) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = most;
+        model.check(run);
+    }
+
     /// As the driver does it. If a wake-up is lost, loom finds a deadlock.
     fn wait(counter: &InFlight) {
         block_on(poll_fn(|context| {
@@ -152,7 +159,7 @@ mod loom_tests {
 
     #[test]
     fn the_last_of_two_guards_wakes() {
-        loom::model(|| {
+        check(None, || {
             let counter = Arc::new(InFlight::default());
             let guards = [counter.guard(), counter.guard()];
             let threads = guards.map(|guard| thread::spawn(move || drop(guard)));
@@ -164,7 +171,7 @@ mod loom_tests {
 
     #[test]
     fn an_accept_that_finds_nothing_does_not_hide_the_end() {
-        loom::model(|| {
+        check(Some(4), || {
             let counter = Arc::new(InFlight::default());
             let connection = counter.guard();
             let accepting = {
@@ -181,7 +188,7 @@ mod loom_tests {
 
     #[test]
     fn a_rollback_between_two_drains_loses_nothing() {
-        loom::model(|| {
+        check(Some(4), || {
             let counter = Arc::new(InFlight::default());
             let guards = [counter.guard(), counter.guard()];
             let threads = guards.map(|guard| thread::spawn(move || drop(guard)));
@@ -208,7 +215,7 @@ mod loom_tests {
             waker: sync::AtomicWaker,
         }
 
-        loom::model(|| {
+        check(None, || {
             let counter = Arc::new(TwoWords::default());
             counter.count.store(1, Ordering::Release);
             let thread = {

@@ -10,7 +10,7 @@ use handover_core::Runtime;
 use rustix::net::{Shutdown, shutdown};
 
 use super::serve::{Answers, Task};
-use crate::http;
+use crate::http::{self, Service};
 
 /// A connection that can be told, while a thread waits in a read, that no request is waited for.
 struct Interruptible<C> {
@@ -37,14 +37,14 @@ where
     let state = Arc::new(Mutex::new(State::default()));
     // Out of descriptors it cannot be interrupted, and then lasts until the drain's deadline.
     let copy = connection.as_fd().try_clone_to_owned().ok();
-    let closing = service.drain();
+    let (closing, name) = (service.drain(), service.name().to_owned());
     let over = closing.over();
     let (running, ended) = oneshot::channel::<()>();
     let connection =
         Interruptible { connection, state: Arc::clone(&state), between: true, upgraded: false };
     let thread = std::thread::Builder::new().name("connection".into()).spawn(move || {
         // A client that goes away is no news for a server.
-        let _ = http::serve_blocking(connection, || closing.is_closing());
+        let _ = http::serve_blocking_as(&name, connection, || closing.is_closing());
         drop(running);
     });
     let over = Box::pin(over);
