@@ -59,10 +59,12 @@ async fn no_connection_waits_while_a_task_is_idle() {
             }
         });
     }
-    let instance = tokio::spawn(start.run(std::future::pending::<()>()));
-    for at in 0..200 {
-        round(address, at % TASKS, &serving).await;
-    }
-    handle.stop();
-    instance.await.unwrap().unwrap();
+    let clients = async {
+        for at in 0..200 {
+            round(address, at % TASKS, &serving).await;
+        }
+        handle.stop();
+    };
+    let (exit, ()) = tokio::join!(start.run(std::future::pending::<()>()), clients);
+    exit.unwrap();
 }

@@ -261,10 +261,11 @@ impl Context {
     fn bury_strays(&self, processes: &[Listed]) {
         let stray = |process: &&Listed| process.is_zombie() && process.parent == std::process::id();
         for process in processes.iter().filter(stray) {
-            let known = |event: &Event| event.pid == Some(process.pid);
-            if !self.timeline.events().iter().any(known)
-                && let Ok(process) = Process::open(process.pid)
-            {
+            let events = self.timeline.events();
+            let mut own = events.iter().filter(|event| event.pid == Some(process.pid)).peekable();
+            // The collector takes the status of those that it watches, if it can.
+            let watched = own.peek().is_some() && !own.any(|event| exit_of(event).is_some());
+            if !watched && let Ok(process) = Process::open(process.pid) {
                 // Whoever is not ours after all stays.
                 let _ = process.reap();
             }

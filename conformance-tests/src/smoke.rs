@@ -25,7 +25,7 @@
 //! | `--stop signal:NAME` | stops in order; `TERM` unless told otherwise |
 //! | `--address-env NAME` | the program is told its address, another for each case, in this variable |
 //! | `--address IP:PORT` | the program has this address |
-//! | `--patience SECONDS` | how long an old generation may take to go; 90 unless told otherwise |
+//! | `--patience SECONDS` | how long an old generation may take to go; 70 unless told otherwise |
 //! | `--keep-program` | the program does not run from a copy, and no broken one is put in its place |
 //!
 //! All others are libtest's; `--report FILE` writes a JSON account. What does not fit the program
@@ -46,7 +46,7 @@ use crate::client::{Load, Report, Running};
 use crate::hygiene::{self, Listed};
 use crate::program::STARTING;
 use crate::runner::Suite;
-use crate::signal::Signal;
+use crate::signal::{Process, Signal};
 use crate::{Case, Context, Doing, Failure, ensure, poll_until};
 
 /// For what happens at once, on a machine that may be busy.
@@ -176,7 +176,7 @@ impl Options {
         mut arguments: impl Iterator<Item = OsString>,
     ) -> Result<(Self, Vec<String>), Failure> {
         let (mut restart, mut stop, mut address) = (None, Signal::TERM, None);
-        let (mut patience, mut keep_program) = (Duration::from_secs(90), false);
+        let (mut patience, mut keep_program) = (Duration::from_secs(70), false);
         let mut others = Vec::new();
         while let Some(argument) = arguments.next() {
             let argument = text(argument)?;
@@ -322,7 +322,15 @@ impl<'a> Site<'a> {
 
     fn processes(&self) -> Vec<Listed> {
         let mut processes = self.case.processes();
-        processes.retain(|process| !process.is_zombie());
+        let ours = std::process::id();
+        processes.retain(|one| {
+            // Its parent has gone, and nobody else here knows it to wait for it.
+            let is_orphan = one.is_zombie() && one.parent == ours && one.pid != self.first;
+            if is_orphan && let Ok(process) = Process::open(one.pid) {
+                let _ = process.reap();
+            }
+            !one.is_zombie()
+        });
         processes
     }
 
@@ -444,7 +452,10 @@ impl<'a> Site<'a> {
     /// Stops in order. No process is left then.
     fn stop(self) -> Result<(), Failure> {
         self.case.signal(self.head()?, self.options.stop)?;
-        self.case.wait_only(&[], self.options.patience)?;
+        // What is left then is told by the second wait.
+        let gone =
+            poll_until(self.options.patience, "", || self.processes().is_empty().then_some(()));
+        self.case.wait_only(&[], if gone.is_ok() { SOON } else { Duration::ZERO })?;
         let refused = TcpStream::connect_timeout(&self.address, SOON);
         ensure!(refused.is_err(), "somebody listens on {} after the stop", self.address);
         Ok(())

@@ -125,8 +125,10 @@ impl<'a> Launch<'a> {
         };
         // Nobody but the collector waits for it; until then its number cannot be another's.
         let pid = child.id();
+        // Before the collector can, which takes it away once it is dead.
+        let process = Process::open(pid)?;
         self.context.started(pid, &words)?;
-        Ok(Subject { context: self.context, process: Process::open(pid)? })
+        Ok(Subject { context: self.context, process })
     }
 }
 

@@ -24,6 +24,7 @@ pub struct ListenOptions {
     backlog: Option<i32>,
     only_v6: Option<bool>,
     reuse_port: bool,
+    nodelay: bool,
     mode: Option<u32>,
 }
 
@@ -51,6 +52,13 @@ impl ListenOptions {
         self
     }
 
+    /// Whether the connections of a TCP listener send small segments at once (`TCP_NODELAY`): they
+    /// inherit it from the listener, so that it costs nothing for each.
+    pub fn nodelay(mut self, nodelay: bool) -> Self {
+        self.nodelay = nodelay;
+        self
+    }
+
     /// The permissions of a Unix socket's file, like `0o660`. Who may write to it may connect.
     /// Unless said otherwise, the umask decides. No effect on other sockets, nor on abstract
     /// addresses.
@@ -73,6 +81,7 @@ pub(crate) fn tcp_listener(
     let make = || -> io::Result<Socket> {
         let socket = internet_socket(addr, Type::STREAM, Protocol::TCP, options)?;
         socket.set_reuse_address(true)?;
+        socket.set_tcp_nodelay(options.nodelay)?;
         socket.bind(&addr.into())?;
         socket.listen(options.backlog_or_default())?;
         Ok(socket)

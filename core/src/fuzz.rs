@@ -282,8 +282,7 @@ mod tests {
             .map(|file| file.unwrap().path())
             .collect();
         files.sort();
-        let corpus: Vec<Vec<u8>> =
-            files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+        let corpus: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
         assert!(!corpus.is_empty());
         corpus.iter().for_each(|bytes| target(bytes));
         // xorshift64*: reproducible, and no generator is needed.

@@ -186,14 +186,16 @@ impl<S: Source> Gated<S> {
             && let Slot::Open { socket, last } = std::mem::replace(&mut *slot, Slot::Ended)
         {
             // Out of descriptors the registration may fail, and must not take the socket along.
-            let spare = socket.try_clone();
-            match (S::attach(socket), spare) {
-                (Ok(socket), _) => *slot = Slot::Attached { socket, last },
-                (Err(error), Ok(socket)) => {
+            let attached = match socket.try_clone() {
+                Ok(spare) => S::attach(socket).map_err(|error| (error, spare)),
+                Err(error) => Err((error, socket)),
+            };
+            match attached {
+                Ok(socket) => *slot = Slot::Attached { socket, last },
+                Err((error, socket)) => {
                     *slot = Slot::Open { socket, last };
                     return Poll::Ready(Err(error));
                 }
-                (Err(error), Err(_)) => return Poll::Ready(Err(error)),
             }
         }
         Poll::Ready(Ok(()))

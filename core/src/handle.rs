@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use futures::Stream;
 use futures::channel::{mpsc, oneshot};
+use futures::{Stream, StreamExt};
 
 use crate::bind::{self, ListenOptions, SocketFile};
 use crate::descriptor::{Address, Kind, describe};
@@ -133,6 +133,7 @@ impl<R: Runtime> Handle<R> {
             let state = watch.changed(known).await;
             state.map(|state| (state, (watch, Some(state))))
         })
+        .fuse()
     }
 
     /// The generation of this process: 1 for the first.

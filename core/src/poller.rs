@@ -1,8 +1,8 @@
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +45,6 @@ const TOKENS: [Token; 8] = [
 /// what one wake-up brought is seen all at once.
 pub(crate) struct Poller<R: Runtime> {
     watch: R::Watch,
-    events: Vec<epoll::Event>,
 }
 
 impl<R: Runtime> Poller<R> {
@@ -55,7 +54,7 @@ impl<R: Runtime> Poller<R> {
         };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io::Error::from);
         let watch = epoll.and_then(|epoll| runtime.watch(epoll)).map_err(failed)?;
-        Ok(Self { watch, events: Vec::with_capacity(16) })
+        Ok(Self { watch })
     }
 
     pub(crate) fn add(&self, token: Token, descriptor: BorrowedFd<'_>) -> io::Result<()> {
@@ -84,18 +83,22 @@ impl<R: Runtime> Poller<R> {
 
     /// What is ready now; pending when nothing is.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Vec<Token>>> {
-        let events = &mut self.events;
-        let ready = ready!(R::poll_readable(&mut self.watch, context, |epoll| {
-            events.clear();
+        R::poll_readable(&mut self.watch, context, |epoll| {
+            // On the stack: the kernel's event type may not be sent to another thread.
+            let mut events = [const { MaybeUninit::uninit() }; TOKENS.len()];
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            match epoll::wait(epoll, spare_capacity(events), Some(&now)) {
-                Ok(0) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
-                Ok(_) => Ok(()),
+            match epoll::wait(epoll, &mut events, Some(&now)) {
+                Ok(([], _)) | Err(rustix::io::Errno::INTR) => {
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                Ok((events, _)) => {
+                    let token = |event: &epoll::Event| {
+                        TOKENS.get(event.data.u64() as usize).copied()
+                    };
+                    Ok(events.iter().filter_map(token).collect())
+                }
                 Err(error) => Err(error.into()),
             }
-        }));
-        let tokens =
-            self.events.iter().filter_map(|event| TOKENS.get(event.data.u64() as usize).copied());
-        Poll::Ready(ready.map(|()| tokens.collect()))
+        })
     }
 }

@@ -103,7 +103,9 @@ impl Inherited {
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
         let states = parse(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-        Ok(Self(states.into_iter().map(|(name, version, state)| (name, (version, state))).collect()))
+        Ok(Self(
+            states.into_iter().map(|(name, version, state)| (name, (version, state))).collect(),
+        ))
     }
 
     pub(crate) fn get<T: HandedOver>(&self) -> Option<T> {

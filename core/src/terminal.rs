@@ -9,8 +9,9 @@ use rustix::io::Errno;
 /// was started in it, and that must not look like a request to restart.
 pub(crate) struct Terminal {
     had_one: bool,
-    /// The leader of the session is an older generation, and leaves because it was replaced.
-    leader_leaves: bool,
+    /// The leader of the session, if that is an older generation, which leaves because it was
+    /// replaced.
+    leaving_leader: Option<i32>,
 }
 
 /// What a SIGHUP has to do with the terminal.
@@ -32,22 +33,35 @@ impl Terminal {
         // that for impossible.
         let leader = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let leader_leaves = older.into_iter().any(|pid| i32::try_from(pid) == Ok(leader));
-        Self { had_one: look().is_ok(), leader_leaves }
+        Self { had_one: look().is_ok(), leaving_leader: leader_leaves.then_some(leader) }
     }
 
     /// For each SIGHUP.
     pub(crate) fn hangup(&mut self) -> Hangup {
         // Anything else (no descriptor left, a changed root) says nothing about the terminal.
-        if !self.had_one || !matches!(look(), Err(Errno::NXIO | Errno::IO)) {
+        let has_gone = || matches!(look(), Err(Errno::NXIO | Errno::IO));
+        // A leader that ends sends the signal before it takes the terminal away.
+        if !self.had_one || !(has_gone() || self.leaving_leader.is_some_and(is_exiting)) {
             return Hangup::Unrelated;
         }
-        if self.leader_leaves && !is_stdio_hung_up() {
+        if self.leaving_leader.is_some() && !is_stdio_hung_up() {
             // Once: from now on there is no terminal that could be closed.
             self.had_one = false;
             return Hangup::LeaderLeft;
         }
         Hangup::Closed
     }
+}
+
+/// Whether a process has begun to end: the kernel's `PF_EXITING` among the flags of
+/// `/proc/PID/stat`, which are the seventh word after its name.
+fn is_exiting(pid: i32) -> bool {
+    const PF_EXITING: u32 = 4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// Whether a terminal that this process reads or writes was closed.

@@ -377,26 +377,29 @@ impl<'a> Chaos<'a> {
         };
         let Some(mut frozen) = Frozen::of(self.case, victim)? else {
             self.result("it had gone");
-            return self.allow_what_follows(seen, Stamp::now(), whom, old, new);
+            let now = Stamp::now();
+            return self.allow_what_follows(seen, (now, now), whom, old, new);
         };
         let from = Stamp::now();
         let peers = frozen.peers()?;
         let accepted = peers.len();
         self.excuse(from, from + NOTICE, Excused::Peers(peers));
         frozen.kill()?;
+        // The kernel may take its time over it: until then the dead one lived.
+        let death = Stamp::now();
         self.result(&format!("process {victim} killed, with {accepted} connections"));
         *self.counts.entry("killed").or_default() += 1;
         if let (Whom::Old, Some(new)) = (whom, new) {
             self.cue(new);
         }
-        self.allow_what_follows(seen, from, whom, old, new)
+        self.allow_what_follows(seen, (from, death), whom, old, new)
     }
 
-    /// Whether the death at that moment may have left nobody to serve.
+    /// Whether the death between these moments may have left nobody to serve.
     fn allow_what_follows(
         &mut self,
         seen: usize,
-        death: Stamp,
+        (from, death): (Stamp, Stamp),
         whom: Whom,
         old: u32,
         new: Option<u32>,
@@ -431,7 +434,7 @@ impl<'a> Chaos<'a> {
             Whom::New => settled,
         };
         if outage {
-            self.allow_outage(death)?;
+            self.allow_outage(from)?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Whatever the new version does wrong, the old one serves on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::common::{
@@ -335,18 +336,21 @@ fn answering(case: &Context, server: &Serving) -> Result<Belongings, Failure> {
     at_rest(case, server.pid)
 }
 
-/// Waits until a process owns as many descriptors of each kind, and threads, as before. A listener
-/// that has left its poller and come back may have another number.
+/// Waits until a process owns no more descriptors of any kind, and no more threads, than before. A
+/// listener that has left its poller and come back may have another number.
 fn owns_the_same(before: &Belongings, pid: u32) -> Result<(), Failure> {
-    let kinds = |owner: &Belongings| {
-        let mut kinds: Vec<_> = owner.descriptors.iter().map(|one| one.kind().to_owned()).collect();
-        kinds.sort();
-        (kinds, owner.threads.len())
+    let kinds = |owner: &Belongings| -> BTreeMap<String, usize> {
+        let mut kinds = BTreeMap::from([("thread".to_owned(), owner.threads.len())]);
+        for descriptor in &owner.descriptors {
+            *kinds.entry(descriptor.kind().to_owned()).or_default() += 1;
+        }
+        kinds
     };
-    let (before, mut now) = (kinds(before), Default::default());
+    let (before, mut now) = (kinds(before), BTreeMap::new());
     let same = poll_until(SOON, "what it owned before", || {
         now = kinds(&Belongings::of(pid).ok()?);
-        (now == before).then_some(())
+        let more = |(kind, count): (&String, &usize)| count > before.get(kind).unwrap_or(&0);
+        (!now.iter().any(more)).then_some(())
     });
     same.map_err(|failure| Failure::new(format!("{failure}: {before:#?} has become {now:#?}")))
 }
