@@ -539,11 +539,10 @@ fn at_the_instant(case: &Context) -> Result<(), Failure> {
 fn old_near_the_limit(case: &Context) -> Result<(), Failure> {
     let first = start(case, &plain())?;
     let before = answering(case, &first)?;
-    let mut failed = 0;
     // From no descriptor at all to enough: what is below the lowest free number is in use.
     let used = |number: &i32| before.descriptors.iter().any(|one| one.number == *number);
     let lowest = (0..).find(|number| !used(number)).unwrap_or(0);
-    for limit in lowest..lowest + 40 {
+    for (failed, limit) in (lowest..lowest + 40).enumerate() {
         let limit = format!("nofile {limit}");
         case.command(first.pid, "thread-act", &[("action", &limit)])?;
         let outcome = ask(case, first.pid)?;
@@ -556,7 +555,6 @@ fn old_near_the_limit(case: &Context) -> Result<(), Failure> {
             let load = load(case, second.address()?)?;
             return finish(case, load, second.pid);
         }
-        failed += 1;
         let failure = outcome.get("failure").unwrap_or_default();
         ensure!(["Spawn", "Resources", "Protocol", "GaveUp"].contains(&failure), "{outcome}");
         let error = outcome.get("error").unwrap_or_default();
