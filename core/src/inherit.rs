@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -158,9 +160,14 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
     let failed = |what: &str, error: io::Error| {
         Error::with_source(ErrorKind::Inherit, format!("take over: {what}"), error)
     };
-    let peer = sockopt::socket_peercred(&socket)
+    let peer = getsockopt(&socket, PeerCredentials)
         .map_err(|error| failed("ask who is at the handover socket", error.into()))?;
-    let pidfd = match pidfd_open(peer.pid, PidfdFlags::empty()) {
+    // 0 if it cannot be seen from here.
+    let Some(pid) = Pid::from_raw(peer.pid()) else {
+        let message = "take over: the predecessor is in another pid namespace";
+        return Err(Error::new(ErrorKind::Inherit, message));
+    };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Some(pidfd),
         // It is gone already, and what it offered with it.
         Err(rustix::io::Errno::SRCH) => None,
@@ -181,12 +188,12 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
         }
     };
     let upstream = match pidfd {
-        Some(pidfd) if complete => Some(Upstream { channel, pid: number(peer.pid), pidfd }),
+        Some(pidfd) if complete => Some(Upstream { channel, pid: number(pid), pidfd }),
         _ => None,
     };
     if upstream.is_none() {
         tracing::warn!(
-            pid = number(peer.pid),
+            pid = number(pid),
             "the predecessor died before its offer was complete"
         );
     }
