@@ -956,6 +956,12 @@ impl<R: Runtime> Driver<R> {
             Some((_, timer)) => match timer.as_mut().poll(context) {
                 Poll::Ready(()) => {
                     self.timer = None;
+                    if at > self.parts.runtime.now() {
+                        // A timer that is early must not turn this in circles: the server would
+                        // stand still meanwhile.
+                        context.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
                     Poll::Ready(())
                 }
                 Poll::Pending => Poll::Pending,

@@ -1,5 +1,11 @@
 //! Whatever becomes of the old process, the new one serves everything or exits cleanly.
 
+use std::os::fd::OwnedFd;
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair, sockopt,
+};
+
 use super::common::{
     DEADLINE, SOON, Serving, ask, finish, load, outcome, plain, restart, serving, settled, start,
     stop,
@@ -80,6 +86,12 @@ pub(super) const CASES: &[Case] = &[
         "its_driver_is_dropped_while_draining",
         "the old one's driver is dropped after COMMIT: the new one serves, and learns it",
         |case| driver_dropped(case, true)
+    ),
+    case!(
+        "it_breaks_the_protocol",
+        "garbage, another version, a wrong count of descriptors, silence or an abort from the old \
+         one: the new one ends with an error that says so, and has accepted nothing",
+        breaks_the_protocol
     ),
     case!(
         "the_new_one_learns_it",
@@ -389,4 +401,84 @@ fn learns(case: &Context) -> Result<(), Failure> {
     case.wait_exit(second.pid, SOON)?;
     settled(case, &[next.pid])?;
     stop(case, next.pid)
+}
+
+/// Starts the subject as the successor of this very process, which then speaks by hand.
+fn succeed(case: &Context, instance: &str) -> Result<(u32, OwnedFd), Failure> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let cookie = sockopt::socket_cookie(&theirs)?;
+    let subject = case
+        .subject()
+        .through(["sh", "-c", "exec \"$0\" \"$@\" 3<&0 0</dev/null"])
+        .env("HANDOVER", format!("{instance}:3:{cookie}"))
+        .stdin(theirs)
+        .start()?;
+    Ok((subject.pid(), ours))
+}
+
+fn breaks_the_protocol(case: &Context) -> Result<(), Failure> {
+    // OFFER: version, generation, how many descriptors, how long COMMIT may take.
+    let offer =
+        |version: u8, descriptors: u8| vec![2, version, 0, 1, 0, 0, 0, descriptors, 0, 9, 0, 0, 0];
+    let faults: [(&str, Vec<Vec<u8>>, &str); 9] = [
+        ("garbage", vec![b"HTTP/1.1 200 OK\r\n\r\n".to_vec()], "take over"),
+        ("half a frame", vec![vec![2, 1]], "take over"),
+        ("an oversized frame", vec![vec![2; 100_000]], "take over"),
+        ("another version", vec![offer(77, 0)], "version 77"),
+        (
+            "no descriptor where one belongs",
+            vec![offer(1, 1), vec![3, 1, 2]],
+            "0 descriptors came of 1",
+        ),
+        ("more than was announced", vec![offer(1, 1), vec![3, 2, 2, 3]], "take over"),
+        ("two offers", vec![offer(1, 1), offer(1, 1)], "a second offer"),
+        ("an abort", vec![vec![10, 3, 0, b'n', b'o', b'!']], "no!"),
+        ("silence", vec![], "no offer in time"),
+    ];
+    case.set_scenario(&plain().with("policy.spawn", 1_000))?;
+    let failed = |pid: u32, what: &str, said: &str| -> Result<(), Failure> {
+        let failed = case.wait_for_from(pid, "failed", SOON)?;
+        let reason = failed.get("reason").unwrap_or_default();
+        ensure!(reason.contains(said), "{what}: no `{said}` in `{reason}`");
+        case.wait_exit(pid, SOON)?;
+        Ok(())
+    };
+    for (what, frames, said) in faults {
+        let (pid, socket) = succeed(case, "main")?;
+        let mut hello = [0; 64];
+        let (_, length) = recv(&socket, &mut hello[..], RecvFlags::empty())?;
+        // The bytes of version 1: later ones must begin in the same way.
+        ensure!(length == 13 && hello.starts_with(b"\x01HNDO\x01\0"), "{:?}", &hello[..length]);
+        for frame in frames {
+            send(&socket, &frame, SendFlags::NOSIGNAL)?;
+        }
+        failed(pid, what, said)?;
+    }
+    let (pid, socket) = succeed(case, "main")?;
+    drop(socket);
+    failed(pid, "a closed socket", "closed the handover socket")?;
+    // An offer that is whole, and then no commit, or something else in its place.
+    for (what, frame, said) in [
+        ("no commit", None, "did not commit in time"),
+        ("an abort after ready", Some(vec![10, 0, 0]), "aborted"),
+        ("serving in place of the commit", Some(vec![6]), "broke the protocol"),
+    ] {
+        let (pid, socket) = succeed(case, "main")?;
+        send(&socket, &offer(1, 0), SendFlags::NOSIGNAL)?;
+        case.wait_for_from(pid, "ready", SOON)?;
+        if let Some(frame) = frame {
+            send(&socket, &frame, SendFlags::NOSIGNAL)?;
+        }
+        failed(pid, what, said)?;
+    }
+    let served = case.timeline().events().iter().any(|event| event.is("serving"));
+    ensure!(!served, "one has served");
+    // What was left for another instance is not for this one.
+    let (pid, socket) = succeed(case, "other")?;
+    let server = serving(case, pid)?;
+    drop(socket);
+    case.set_scenario(&plain())?;
+    let load = load(case, server.address()?)?;
+    finish(case, load, pid)
 }
