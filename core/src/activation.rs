@@ -96,7 +96,9 @@ pub(crate) fn announced(
 /// that crosses exec is close-on-exec.
 fn passed(descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
     if rustix::io::fcntl_getfd(descriptor)?.contains(FdFlags::CLOEXEC) {
-        return Err(std::io::Error::other("it was not passed to this process, which has opened it"));
+        return Err(std::io::Error::other(
+            "it was not passed to this process, which has opened it",
+        ));
     }
     Ok(())
 }

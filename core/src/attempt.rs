@@ -56,7 +56,7 @@ pub(crate) struct Successor {
     /// Vetting waits until fewer older generations than this are alive.
     room: Option<usize>,
     vetting: Option<BoxFuture<'static, HookResult>>,
-    spawning: Option<oneshot::Receiver<Started>>,
+    spawning: Option<(oneshot::Receiver<Started>, std::sync::mpsc::Receiver<()>)>,
     sealing: Option<BoxFuture<'static, Result<Option<OwnedFd>, SealError>>>,
     /// The state as it was at the start, and as it was last.
     state: Option<Arc<OwnedFd>>,
@@ -137,7 +137,7 @@ impl Successor {
             });
             inputs.push(Input::Vetted(self.number, verdict));
         }
-        if let Some(spawning) = &mut self.spawning
+        if let Some((spawning, _)) = &mut self.spawning
             && let Poll::Ready(started) = spawning.poll_unpin(context)
         {
             self.spawning = None;
@@ -192,6 +192,8 @@ impl Successor {
     pub(crate) fn spawn(&mut self, job: Job) -> io::Result<()> {
         let (channel, socket) = Channel::pair()?;
         let (done, spawning) = oneshot::channel();
+        // Disconnected when the thread has nothing more to do.
+        let (alive, finished) = std::sync::mpsc::channel::<()>();
         std::thread::Builder::new().name("handover-spawn".into()).spawn(move || {
             let started =
                 job.providers.seal(job.limit).map_err(NotStarted::State).and_then(|state| {
@@ -204,9 +206,10 @@ impl Successor {
                 kill_tree(child.pidfd.as_fd(), child.pid);
                 await_death(&child);
             }
+            drop(alive);
         })?;
         self.channel = Some(channel);
-        self.spawning = Some(spawning);
+        self.spawning = Some((spawning, finished));
         Ok(())
     }
 
@@ -382,8 +385,19 @@ impl Successor {
         self.child.take()
     }
 
-    /// After a kill, when nobody will be polled any more.
-    pub(crate) fn reap_soon(&mut self) {
+    /// Ends the process when nobody will be polled any more, and waits for it: at most a second for
+    /// a start that is under way, and one for a process that dies.
+    pub(crate) fn end(&mut self) {
+        if let Some((mut spawning, finished)) = self.spawning.take() {
+            spawning.close();
+            if let Ok(Some(Ok((child, _)))) = spawning.try_recv() {
+                self.child = Some(child);
+            } else {
+                // The thread kills what it is about to start, if this process lives long enough.
+                let _ = finished.recv_timeout(Duration::from_secs(1));
+            }
+        }
+        self.kill();
         if let Some(child) = self.child.take() {
             await_death(&child);
         }
@@ -455,15 +469,18 @@ impl Log {
         let Some(sender) = sender else {
             return self.garbage("a frame without its sender".into());
         };
-        // The kernel names the real user, a process may name its effective one.
-        let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
-        if ![real.as_raw(), effective.as_raw()].contains(&sender.uid) {
-            return self.garbage(format!("a frame from another user ({})", sender.uid));
-        }
         match (&frame, self.speaker) {
-            (Frame::Hello { pid, .. }, None) if *pid == sender.pid => self.speaker = Some(sender),
+            (Frame::Hello { pid, .. }, None) if *pid == sender.pid => {
+                // The kernel names the real user, a process may name its effective one.
+                let (real, effective) = (rustix::process::getuid(), rustix::process::geteuid());
+                if ![real.as_raw(), effective.as_raw()].contains(&sender.uid) {
+                    return self.garbage(format!("a frame from another user ({})", sender.uid));
+                }
+                self.speaker = Some(sender);
+            }
             (Frame::Hello { .. }, _) => return self.garbage("a HELLO out of place".into()),
-            (_, Some(speaker)) if speaker == sender => {}
+            // The same process, if perhaps as another user: it may drop privileges as it starts.
+            (_, Some(speaker)) if speaker.pid == sender.pid => {}
             _ => return self.garbage(format!("a frame from process {}", sender.pid)),
         }
         match frame {

@@ -192,10 +192,7 @@ fn receive_offer(socket: OwnedFd, patience: Duration) -> Result<Legacy> {
         _ => None,
     };
     if upstream.is_none() {
-        tracing::warn!(
-            pid = number(pid),
-            "the predecessor died before its offer was complete"
-        );
+        tracing::warn!(pid = number(pid), "the predecessor died before its offer was complete");
     }
     Ok(Legacy {
         upstream,

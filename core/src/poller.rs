@@ -88,13 +88,10 @@ impl<R: Runtime> Poller<R> {
             let mut events = [const { MaybeUninit::uninit() }; TOKENS.len()];
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             match epoll::wait(epoll, &mut events, Some(&now)) {
-                Ok(([], _)) | Err(rustix::io::Errno::INTR) => {
-                    Err(io::ErrorKind::WouldBlock.into())
-                }
+                Ok(([], _)) | Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::WouldBlock.into()),
                 Ok((events, _)) => {
-                    let token = |event: &epoll::Event| {
-                        TOKENS.get(event.data.u64() as usize).copied()
-                    };
+                    let token =
+                        |event: &epoll::Event| TOKENS.get(event.data.u64() as usize).copied();
                     Ok(events.iter().filter_map(token).collect())
                 }
                 Err(error) => Err(error.into()),

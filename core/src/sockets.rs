@@ -125,7 +125,8 @@ macro_rules! accept {
             + use<> {
                 let listener = self.clone();
                 $crate::__private::poll_fn(move |context| {
-                    $crate::Listener::poll_accept(&listener, context).map(::std::result::Result::transpose)
+                    $crate::Listener::poll_accept(&listener, context)
+                        .map(::std::result::Result::transpose)
                 })
             }
         }

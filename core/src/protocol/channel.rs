@@ -58,11 +58,7 @@ impl Channel {
     }
 
     pub(crate) fn new(socket: OwnedFd) -> Channel {
-        Channel {
-            socket,
-            outgoing: VecDeque::new(),
-            buffer: vec![0; MAX_FRAME].into_boxed_slice(),
-        }
+        Channel { socket, outgoing: VecDeque::new(), buffer: vec![0; MAX_FRAME].into_boxed_slice() }
     }
 
     /// Sends a frame, or as much of what is queued before it as there is room for.
