@@ -13,7 +13,8 @@
 //! }
 //! ```
 //!
-//! It spawns no task and starts no thread of its own: connections are driven inside the future
+//! It spawns no task and starts no thread of its own (but one for each connection, where connections
+//! block): connections are driven inside the future
 //! that is given to [`Start::run`](handover_core::Start::run), so that all that waits, waits
 //! through the adapter.
 //!
@@ -31,6 +32,7 @@
 //! | `state.version` | its version, 1 or 2; a generation reads only the state of its own version |
 //! | `at.born`, `at.claimed`, `at.serving` | list of actions: before the program's own code, before `run`, after the first accept was allowed |
 //! | `own-signals` | list of signals that the program catches for itself, through the runtime |
+//! | `runtime` | on which runtime, in a binary that has several |
 //! | `quiet` | `true`: no event for each listener |
 //! | `helped` | `true`: two tasks accept on each listener |
 //!
