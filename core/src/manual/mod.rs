@@ -9,5 +9,8 @@ pub mod defaults {}
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
 
+#[doc = include_str!("faults.md")]
+pub mod faults {}
+
 #[doc = include_str!("operating.md")]
 pub mod operating {}
