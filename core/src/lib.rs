@@ -14,7 +14,8 @@
 //! - At most one process accepts at a time; the kernel keeps the ownership.
 //!
 //! The [manual] says how ([`protocol`](manual::protocol)), what an operator needs to know
-//! ([`operating`](manual::operating)), why each default is what it is
+//! ([`operating`](manual::operating)), what each failure costs ([`faults`](manual::faults)), why each
+//! default is what it is
 //! ([`defaults`](manual::defaults)), and how to write an adapter ([`adapter`](manual::adapter)).
 //!
 //! # How it is built
