@@ -6,6 +6,7 @@ mod chaos;
 pub(crate) mod common;
 mod descriptors;
 mod drain;
+mod manager;
 mod new_version_fails;
 mod old_process_fails;
 pub(crate) mod pairs;
@@ -24,6 +25,7 @@ pub(crate) fn all() -> impl Iterator<Item = Case> {
         old_process_fails::CASES,
         at_the_same_time::CASES,
         adapter::CASES,
+        manager::CASES,
     ];
     groups.into_iter().flatten().copied().chain([chaos::case()])
 }

@@ -103,6 +103,9 @@ impl<R: Runtime> Driver<R> {
                 let pid = self.successor.as_ref().map(|known| known.takeover.pid);
                 tracing::info!(successor = pid, "the successor has settled");
                 if let Some(pid) = pid {
+                    // Instead of what an earlier attempt may have left there.
+                    let next = self.parts.shared.generation + 1;
+                    self.notify(|notifier| notifier.status(&format!("generation {next} serves")));
                     self.notify(|notifier| notifier.main_pid(pid, true));
                     self.raise_barrier();
                 }
