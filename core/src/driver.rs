@@ -97,6 +97,8 @@ pub(crate) struct Driver<R: Runtime> {
     stop_considered: bool,
     barrier: Option<OwnedFd>,
     draining_since: Option<Instant>,
+    /// What was in flight at the drain deadline.
+    cut: u64,
     /// How `run` ends.
     end: Option<Result<Exit>>,
     server_error: Option<Error>,
@@ -145,6 +147,7 @@ impl<R: Runtime> Driver<R> {
             stop_considered: false,
             barrier: None,
             draining_since: None,
+            cut: 0,
             end: None,
             server_error: None,
             closing: None,

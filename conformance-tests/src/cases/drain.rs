@@ -647,16 +647,21 @@ fn veto(case: &Context) -> Result<(), Failure> {
     ] {
         let first = start(case, &plain().also("hooks", hook))?;
         let load = load(case, first.address()?)?;
-        let before = crate::hygiene::Belongings::of(first.pid)?;
+        // Those of connections come and go; the others are what a restart would have left.
+        let threads = || -> Result<Vec<String>, Failure> {
+            let mut names = crate::hygiene::threads(first.pid)?;
+            names.retain(|name| name != "connection");
+            Ok(names)
+        };
+        let before = threads()?;
         let entered = || case.timeline().events().iter().filter(|e| e.is("entered")).count();
         let processes = entered();
         let outcome = ask(case, first.pid)?;
         is_refused(&outcome, "Vetoed")?;
         ensure!(outcome.get("detail").is_some_and(|why| why.contains(reason)), "{outcome}");
         ensure!(entered() == processes, "a process was started");
-        // Connections come and go: threads are what a restart would have left.
-        let after = crate::hygiene::threads(first.pid)?.len();
-        ensure!(after == before.threads.len(), "{after} threads after {:?}", before.threads);
+        let after = threads()?;
+        ensure!(after.len() == before.len(), "{after:?} after {before:?}");
         case.wait_only(&[first.pid], SOON)?;
         finish_without_restart(case, load, first.pid)?;
     }

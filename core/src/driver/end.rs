@@ -30,7 +30,7 @@ impl<R: Runtime> Driver<R> {
         let exit = Exit {
             successor: successor.map(|known| known.takeover.pid),
             drained: self.draining_since.map_or(Duration::ZERO, |since| now - since),
-            cut: self.parts.shared.registry.in_flight.count(),
+            cut: self.cut,
         };
         tracing::info!(cut = exit.cut, drained = ?exit.drained, "leaving");
         if exit.successor.is_none() {

@@ -123,7 +123,12 @@ impl<R: Runtime> Driver<R> {
                 self.run_after(Event::RollBack);
             }
             Action::Over => self.parts.shared.drain.set(Stage::Over),
-            Action::Cut => self.parts.shared.drain.set(Stage::Cut),
+            Action::Cut => {
+                // Counted when nothing accepts any more, and before those that are cut hear of it.
+                self.parts.shared.registry.end();
+                self.cut = self.parts.shared.registry.in_flight.count();
+                self.parts.shared.drain.set(Stage::Cut);
+            }
             Action::Alone => {
                 tracing::info!("the predecessor is gone");
                 self.run_after(Event::Alone);
