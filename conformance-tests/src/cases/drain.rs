@@ -505,8 +505,9 @@ fn terminal(case: &Context) -> Result<(), Failure> {
     let (terminal, input) = Terminal::open()?;
     case.set_scenario(&plain())?;
     // A shell as the session's leader, as in a terminal's window; it lives on when the first
-    // generation has gone.
-    let shell = ["setsid", "-c", "sh", "-c", "\"$0\" \"$@\"; exec sleep 600"];
+    // generation has gone. It must not have learnt from whoever started us to ignore the signal.
+    let shell = "\"$0\" \"$@\"; exec sleep 600";
+    let shell = ["setsid", "-c", "env", "--default-signal=HUP", "sh", "-c", shell];
     let started = case.subject().through(shell).stdin(input).start()?.pid();
     let first = pid_of(&another(case, &[started], "serving")?)?;
     let first = serving(case, first)?;
