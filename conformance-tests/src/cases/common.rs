@@ -269,3 +269,16 @@ pub(crate) fn wait_left(case: &Context, pid: u32) -> Result<Event, Failure> {
     ensure!(told.get("error").is_none(), "{told}");
     Ok(told)
 }
+
+/// Waits until that process has so much in flight.
+pub(crate) fn wait_in_flight(case: &Context, pid: u32, count: u64) -> Result<(), Failure> {
+    let mut seen = case.timeline().len();
+    poll_until(SOON, &format!("{count} in flight in process {pid}"), || {
+        case.command(pid, "in-flight", &[]).ok()?;
+        let told = case.timeline().wait_for_after(seen, "a number", SOON, |event| {
+            event.pid == Some(pid) && event.is("in flight")
+        });
+        seen = case.timeline().len();
+        (number(&told.ok()?, "count").ok()? == count).then_some(())
+    })
+}

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::common::{
     DEADLINE, SOON, another, ask, finish, finish_without_restart, is_refused, load, number,
-    outcome, pid_of, plain, restart, serving, settled, start, stop, took_over, wait_left,
-    wait_state,
+    outcome, pid_of, plain, restart, serving, settled, start, stop, took_over, wait_in_flight,
+    wait_left, wait_state,
 };
 use super::serve::{all_answered, queued, visit_until_refused};
 use super::talk::{self, Talk};
@@ -169,19 +169,6 @@ pub(super) const CASES: &[Case] = &[
 fn hold(case: &Context, pid: u32) -> Result<(), Failure> {
     case.command(pid, "guard", &[])?;
     case.wait_for_from(pid, "guarded", SOON).map(drop)
-}
-
-/// Waits until that process has so much in flight.
-fn wait_in_flight(case: &Context, pid: u32, count: u64) -> Result<(), Failure> {
-    let mut seen = case.timeline().len();
-    poll_until(SOON, &format!("{count} in flight in process {pid}"), || {
-        case.command(pid, "in-flight", &[]).ok()?;
-        let told = case.timeline().wait_for_after(seen, "a number", SOON, |event| {
-            event.pid == Some(pid) && event.is("in flight")
-        });
-        seen = case.timeline().len();
-        (number(&told.ok()?, "count").ok()? == count).then_some(())
-    })
 }
 
 fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::common::{
     DEADLINE, SOON, another, ask, at_rest, finish, finish_without_restart, is_refused, load,
-    number, outcome, pid_of, plain, restart, serving, start, stop, took_over, unchanged, wait_left,
-    wait_state,
+    number, outcome, pid_of, plain, restart, serving, start, stop, took_over, unchanged,
+    wait_in_flight, wait_left, wait_state,
 };
 use super::talk::{self, Talk};
 use crate::client::Load;
@@ -261,6 +261,8 @@ fn paused(case: &Context) -> Result<(), Failure> {
     for _ in 0..2 {
         all_answered(queued(address)?, second.pid)?;
     }
+    // But for the guard: what it ends with is to cut nothing.
+    wait_in_flight(case, first.pid, 1)?;
     case.command(first.pid, "unguard", &[])?;
     case.signal(first.pid, Signal::USR2)?;
     wait_left(case, first.pid)?;
