@@ -285,6 +285,7 @@ fn twice(case: &Context) -> Result<(), Failure> {
         hold(case, first.pid)?;
         let answer = talk::get(first.address()?, "/")?;
         ensure!(answer.pid == first.pid, "{answer:?}");
+        wait_in_flight(case, first.pid, 1)?;
         case.signal(first.pid, Signal::TERM)?;
         wait_state(case, first.pid, "Draining")?;
         case.signal(first.pid, again)?;
