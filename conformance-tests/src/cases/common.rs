@@ -134,12 +134,14 @@ pub(crate) fn unchanged(before: &Belongings, pid: u32) -> Result<(), Failure> {
 pub(crate) fn at_rest(case: &Context, pid: u32) -> Result<Belongings, Failure> {
     case.wait_only(&[pid], SOON)?;
     let mut last = Belongings::of(pid)?;
-    // Whatever is still closing has closed when two looks agree.
+    // Whatever is still closing has closed when looks agree, several times.
+    let mut same = 0;
     poll_until(SOON, "a process at rest", || {
         let now = Belongings::of(pid).ok()?;
-        let same = last.same_as(&now).is_ok();
+        let agrees = last.same_as(&now).is_ok() && !watches_the_dead(pid);
+        same = if agrees { same + 1 } else { 0 };
         last = now;
-        same.then_some(())
+        (same == 3).then_some(())
     })?;
     Ok(last)
 }
@@ -166,6 +168,15 @@ pub(crate) fn finish(case: &Context, load: Running, pid: u32) -> Result<(), Fail
     finish_without_restart(case, load, next)
 }
 
+/// Whether a process has a pidfd of one that has ended: it has not heard of that yet, and still owns
+/// what belongs to it.
+fn watches_the_dead(pid: u32) -> bool {
+    let Ok(infos) = std::fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    let texts = infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok());
+    let is_dead = |line: &str| line.strip_prefix("Pid:").is_some_and(|pid| pid.trim() == "-1");
+    texts.into_iter().any(|text| text.lines().any(is_dead))
+}
+
 /// How many descriptors of each kind a process owns, but for its connections.
 fn lasting(pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
     let look = || -> Result<BTreeMap<String, usize>, Failure> {
@@ -187,7 +198,7 @@ fn lasting(pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
     let mut same = 0;
     poll_until(SOON, "a process at rest", || {
         let now = look().ok()?;
-        same = if now == last { same + 1 } else { 0 };
+        same = if now == last && !watches_the_dead(pid) { same + 1 } else { 0 };
         last = now;
         (same == 3).then_some(())
     })?;
