@@ -133,7 +133,9 @@ pub fn successor(bytes: &[u8]) {
                 if heard != Heard::Garbage && heard != Heard::Lost {
                     let speaks = *speaker.get_or_insert(pid);
                     assert_eq!(speaks, pid, "two processes are one successor");
-                    assert!(verb < 250, "a stranger was heard");
+                    // Whoever said hello may drop privileges; nobody else may begin as another user.
+                    assert!(verb < 254, "a nobody was heard");
+                    assert!(verb < 250 || heard != Heard::Hello, "a stranger was heard");
                 }
                 if heard == Heard::Hello {
                     run.hellos += 1;
