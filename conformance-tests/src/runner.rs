@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -87,7 +88,11 @@ impl Suite {
             Ok(taken) => taken,
             Err(failure) => return refuse(&failure),
         };
-        let arguments = Arguments::from_iter(arguments);
+        let mut arguments = Arguments::from_iter(arguments);
+        if arguments.test_threads.is_none() {
+            // A case mostly waits for something.
+            arguments.test_threads = available_parallelism().ok().map(|cores| 2 * cores.get());
+        }
         for (name, _) in &self.skipped {
             if !self.cases.iter().any(|case| case.name == *name) {
                 return refuse(&Failure::new(format!("there is no case `{name}` to skip")));
