@@ -7,6 +7,10 @@
 //!
 //! The program is given its address in `ADDR`. SIGHUP goes to whichever process answers, which the
 //! answers tell; another one answers after it. At the end SIGTERM stops the last one.
+//!
+//! The last table is what a restart costs: the latency of requests that touch a window of one,
+//! beside that of all others. A window is from the signal to a quarter of a second after the
+//! successor's first answer (less if `--every` leaves less), in which clients move over.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the command line")]
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,7 +25,10 @@ use handover_conformance::{Doing, Failure, ensure, poll_until};
 use rustix::process::{WaitOptions, getpid, set_child_subreaper, wait};
 
 const USAGE: &str = "storm [--restarts N] [--every MS] [--fresh RATE] [--kept N] [--post N] \
-    [--late N] [--slow N] [--upload N] [--ping N] [--patience S] -- PROGRAM [ARGUMENT...]";
+    [--think N] [--late N] [--slow N] [--upload N] [--ping N] [--patience S] -- PROGRAM [ARGUMENT...]";
+
+/// How long after the successor's first answer a request still counts as touched by the restart.
+const MOVING: Duration = Duration::from_millis(250);
 
 struct Options {
     restarts: u32,
@@ -82,7 +89,8 @@ fn load(options: &Options, address: SocketAddr) -> Result<Load, Failure> {
         load = match kind.as_str() {
             "fresh" => load.fresh((*number).into()),
             "kept" => load.kept(clients, think.clone()),
-            "post" => load.kept_post(clients, think.clone(), 16),
+            "think" => load.kept(clients, Duration::from_millis(5)..Duration::from_millis(455)),
+            "post" => load.kept_post(clients, Duration::ZERO..Duration::ZERO, 16),
             "late" => load.kept_late(clients, Duration::ZERO..Duration::from_millis(500)),
             "slow" => load.slow(clients, Duration::from_millis(800)),
             "upload" => load.upload(clients, 1 << 20, Duration::from_millis(500)),
@@ -130,6 +138,7 @@ fn run(options: &Options, address: SocketAddr) -> Result<bool, Failure> {
     let mut done = 0;
     for restart in 1..=options.restarts {
         let asked = Instant::now();
+        let window = load.mark(format!("restart {restart}"));
         Process::open(pid)?.signal(Signal::HUP)?;
         match load.wait_for_successor(pid, patience) {
             Ok(next) => pid = next,
@@ -142,9 +151,10 @@ fn run(options: &Options, address: SocketAddr) -> Result<bool, Failure> {
         longest = longest.max(asked.elapsed());
         reap();
         most = most.max(descendants().len());
-        if let Some(left) = options.every.checked_sub(asked.elapsed()) {
-            std::thread::sleep(left);
-        }
+        let left = options.every.saturating_sub(asked.elapsed());
+        std::thread::sleep(left.min(MOVING));
+        drop(window);
+        std::thread::sleep(left.saturating_sub(MOVING));
     }
     let took = began.elapsed();
     let mut report = load.stop();
@@ -178,10 +188,15 @@ fn run(options: &Options, address: SocketAddr) -> Result<bool, Failure> {
     complaints.extend(stopped.err().map(|failure| failure.to_string()));
 
     println!("{done} restarts in {took:.1?}, the longest {longest:.1?}, {most} processes at most");
-    // A line for each process would be all that one sees.
+    // A line for each process and each restart would be all that one sees.
     report.pids.clear();
+    report.windows.clear();
     println!("{report}");
     table(&report);
+    latencies(&report);
+    if report.races() > 0 {
+        complaints.push(format!("{} requests met the close of an idle connection", report.races()));
+    }
     if report.lost() > 0 {
         complaints.push(format!("{} requests were lost", report.lost()));
     }
@@ -206,9 +221,27 @@ fn table(report: &Report) {
         ("wrong", sum(|group| group.lost.wrong)),
         ("hung", sum(|group| group.lost.timed_out)),
         ("not sent", sum(|group| group.lost.unsent)),
-        ("idle keep-alive races (not counted)", sum(|group| group.races)),
+        ("idle keep-alive races", sum(|group| group.races)),
     ] {
         println!("  {class:<36} {count:>8}");
+    }
+}
+
+/// Latencies of the requests that touch a restart, beside all others.
+fn latencies(report: &Report) {
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    println!("\n  {:<23} {:>8} {:>10} {:>10} {:>10}", "", "requests", "p50 ms", "p99 ms", "max ms");
+    for group in &report.groups {
+        for (place, seen) in [("in a restart", &group.inside), ("outside", &group.outside)] {
+            println!(
+                "  {:<10} {place:<12} {:>8} {:>8.2} {:>10.2} {:>10.2}",
+                group.name,
+                seen.count(),
+                millis(seen.quantile(0.5)),
+                millis(seen.quantile(0.99)),
+                millis(seen.max()),
+            );
+        }
     }
 }
 
