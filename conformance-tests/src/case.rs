@@ -15,7 +15,6 @@ use crate::hygiene::{self, Listed};
 use crate::program::Program;
 use crate::scenario::Scenario;
 use crate::signal::{Exit, Process, Signal, exit_of};
-use crate::subject::Launch;
 use crate::timeline::{Event, Timeline};
 use crate::{Doing, Failure};
 
@@ -132,11 +131,6 @@ impl Context {
     /// If the file system refuses.
     pub fn set_scenario(&self, scenario: &Scenario) -> Result<(), Failure> {
         scenario.save(&self.scenario_path())
-    }
-
-    /// Prepares a first generation.
-    pub fn subject(&self) -> Launch<'_> {
-        Launch::new(self)
     }
 
     /// Puts a load on the subject. What its clients see is part of a failure's account.

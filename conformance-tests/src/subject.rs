@@ -34,8 +34,15 @@ pub struct Subject<'a> {
     process: Process,
 }
 
+impl Context {
+    /// Prepares a first generation.
+    pub fn subject(&self) -> Launch<'_> {
+        Launch::new(self)
+    }
+}
+
 impl<'a> Launch<'a> {
-    pub(crate) fn new(context: &'a Context) -> Self {
+    fn new(context: &'a Context) -> Self {
         Self {
             context,
             program: context.program().path().to_owned(),
