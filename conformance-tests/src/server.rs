@@ -29,6 +29,7 @@
 //! | `signals` | `off`, or a list of `NAME VERB` (`restart`, `stop`, `quit`, `hooks`, `none`) |
 //! | `hooks` | list of `before\|after EVENT ACTION`; `EVENT` as in `accept`, `roll-back`, `signal:USR1` |
 //! | `state` | bytes of application state to hand over |
+//! | `state.provider` | an action that its provider does first |
 //! | `state.version` | its version, 1 or 2; a generation reads only the state of its own version |
 //! | `at.born`, `at.claimed`, `at.serving` | list of actions: before the program's own code, before `run`, after the first accept was allowed |
 //! | `own-signals` | list of signals that the program catches for itself, through the runtime |
@@ -225,10 +226,18 @@ impl Server {
         );
         if scenario.get("state").is_some() {
             let bytes: usize = scenario.value("state", 0)?;
+            let act = Act::parse(scenario.get("state.provider").unwrap_or("ok"))?;
+            let (generation, waits) = (generation.clone(), Arc::clone(&self.waits));
+            let provide = move || {
+                if let Err(failure) = act.perform(&generation, &waits) {
+                    generation.tell("failed to act", &[("reason", &failure)]);
+                }
+                vec![7; bytes]
+            };
             if version == 2 {
-                start.hand_over(move || Blob::<2>(vec![7; bytes]));
+                start.hand_over(move || Blob::<2>(provide()));
             } else {
-                start.hand_over(move || Blob::<1>(vec![7; bytes]));
+                start.hand_over(move || Blob::<1>(provide()));
             }
         }
         let teller = generation.clone();

@@ -26,20 +26,11 @@ use crate::runtime::Runtime;
 use crate::spawn::{Child, Ended, Launch, is_dead, kill_tree};
 use crate::state::Providers;
 
-/// What a thread of its own does to start a process: all of it may block.
-pub(crate) struct Job {
-    pub(crate) launch: Launch,
-    pub(crate) instance: String,
-    pub(crate) providers: Providers,
-    pub(crate) limit: usize,
-}
+/// The application state, as it is sealed once the hooks have agreed.
+pub(crate) type Sealing = BoxFuture<'static, Result<Option<OwnedFd>, SealError>>;
 
-enum NotStarted {
-    State(io::Error),
-    Spawn(Error),
-}
-
-type Started = Result<(Child, Option<OwnedFd>), NotStarted>;
+/// The process that is being started, and the end of the thread that does it.
+type Spawning = (oneshot::Receiver<Result<Child, Error>>, std::sync::mpsc::Receiver<()>);
 
 pub(crate) struct Successor {
     pub(crate) number: Attempt,
@@ -55,9 +46,9 @@ pub(crate) struct Successor {
     step: Instant,
     /// Vetting waits until fewer older generations than this are alive.
     room: Option<usize>,
-    vetting: Option<BoxFuture<'static, HookResult>>,
-    spawning: Option<(oneshot::Receiver<Started>, std::sync::mpsc::Receiver<()>)>,
-    sealing: Option<BoxFuture<'static, Result<Option<OwnedFd>, SealError>>>,
+    vetting: Option<Sealing>,
+    spawning: Option<Spawning>,
+    sealing: Option<Sealing>,
     /// The state as it was at the start, and as it was last.
     state: Option<Arc<OwnedFd>>,
     final_state: Option<Arc<OwnedFd>>,
@@ -66,9 +57,31 @@ pub(crate) struct Successor {
     committed: bool,
 }
 
-enum SealError {
+pub(crate) enum SealError {
     Vetoed(Box<dyn std::error::Error + Send + Sync>),
     State(io::Error),
+}
+
+/// Runs the hooks before a step, then has the state sealed, on a thread of its own: its providers
+/// are the user's code.
+pub(crate) fn seal(
+    hooks: Option<BoxFuture<'static, HookResult>>,
+    providers: Providers,
+    limit: usize,
+) -> Sealing {
+    Box::pin(async move {
+        if let Some(hooks) = hooks {
+            hooks.await.map_err(SealError::Vetoed)?;
+        }
+        if providers.is_empty() {
+            return Ok(None);
+        }
+        let (done, sealed) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("handover-state".into());
+        thread.spawn(move || drop(done.send(providers.seal(limit)))).map_err(SealError::State)?;
+        let panicked = || SealError::State(io::Error::other("a provider of state panicked"));
+        sealed.await.map_err(|_| panicked())?.map_err(SealError::State)
+    })
 }
 
 impl Successor {
@@ -76,7 +89,7 @@ impl Successor {
         number: Attempt,
         reply: Option<Reply>,
         room: Option<usize>,
-        hooks: Option<BoxFuture<'static, HookResult>>,
+        vetting: Sealing,
         now: Instant,
     ) -> Self {
         Self {
@@ -98,7 +111,7 @@ impl Successor {
             speaker: None,
             step: now,
             room,
-            vetting: Some(hooks.unwrap_or_else(|| Box::pin(std::future::ready(Ok(()))))),
+            vetting: Some(vetting),
             spawning: None,
             sealing: None,
             state: None,
@@ -128,13 +141,10 @@ impl Successor {
         }
         if self.room.is_none()
             && let Some(vetting) = &mut self.vetting
-            && let Poll::Ready(result) = vetting.poll_unpin(context)
+            && let Poll::Ready(sealed) = vetting.poll_unpin(context)
         {
             self.vetting = None;
-            let verdict = result.map_err(|error| {
-                self.log.detail(error.to_string());
-                Failure::Vetoed
-            });
+            let verdict = self.sealed(sealed).map(|state| self.state = state);
             inputs.push(Input::Vetted(self.number, verdict));
         }
         if let Some((spawning, _)) = &mut self.spawning
@@ -148,60 +158,48 @@ impl Successor {
             && let Poll::Ready(sealed) = sealing.poll_unpin(context)
         {
             self.sealing = None;
-            let verdict = match sealed {
-                Ok(state) => {
-                    self.final_state = state.map(Arc::new);
-                    Ok(())
-                }
-                Err(SealError::Vetoed(error)) => {
-                    self.log.detail(error.to_string());
-                    Err(Failure::Vetoed)
-                }
-                Err(SealError::State(error)) => {
-                    self.log.detail(error.to_string());
-                    Err(Failure::State)
-                }
-            };
+            let verdict = self.sealed(sealed).map(|state| self.final_state = state);
             inputs.push(Input::Sealed(self.number, verdict));
         }
     }
 
-    fn started(&mut self, started: Result<Started, oneshot::Canceled>) -> Input {
+    fn sealed(
+        &mut self,
+        sealed: Result<Option<OwnedFd>, SealError>,
+    ) -> Result<Option<Arc<OwnedFd>>, Failure> {
+        let (failure, detail) = match sealed {
+            Ok(state) => return Ok(state.map(Arc::new)),
+            Err(SealError::Vetoed(error)) => (Failure::Vetoed, error.to_string()),
+            Err(SealError::State(error)) => (Failure::State, error.to_string()),
+        };
+        self.log.detail(detail);
+        Err(failure)
+    }
+
+    fn started(&mut self, started: Result<Result<Child, Error>, oneshot::Canceled>) -> Input {
         match started {
-            Ok(Ok((child, state))) => {
+            Ok(Ok(child)) => {
                 self.takeover.pid = number(child.pid);
                 self.child = Some(child);
-                self.state = state.map(Arc::new);
                 return Input::Spawned(self.number);
             }
-            Ok(Err(NotStarted::State(error))) => {
-                self.log.failure = Some(Failure::State);
-                self.log.detail(error.to_string());
-            }
-            Ok(Err(NotStarted::Spawn(error))) => {
+            Ok(Err(error)) => {
                 self.log.os_error = error.raw_os_error();
                 self.log.detail(error.to_string());
             }
-            Err(_) => self.log.detail("a provider of application state panicked".into()),
+            Err(oneshot::Canceled) => self.log.detail("its thread panicked".into()),
         }
         Input::SpawnFailed(self.number)
     }
 
-    /// Starts the process, on a thread of its own: exec can be held up by a file system, and
-    /// providers of state are the user's code.
-    pub(crate) fn spawn(&mut self, job: Job) -> io::Result<()> {
+    /// Starts the process, on a thread of its own: exec can be held up by a file system.
+    pub(crate) fn spawn(&mut self, launch: Launch, instance: String) -> io::Result<()> {
         let (channel, socket) = Channel::pair()?;
         let (done, spawning) = oneshot::channel();
         // Disconnected when the thread has nothing more to do.
         let (alive, finished) = std::sync::mpsc::channel::<()>();
         std::thread::Builder::new().name("handover-spawn".into()).spawn(move || {
-            let started =
-                job.providers.seal(job.limit).map_err(NotStarted::State).and_then(|state| {
-                    let child =
-                        job.launch.spawn(socket, &job.instance).map_err(NotStarted::Spawn)?;
-                    Ok((child, state))
-                });
-            if let Err(Ok((child, _))) = done.send(started) {
+            if let Err(Ok(child)) = done.send(launch.spawn(socket, &instance)) {
                 // The driver is gone: nobody would reap the successor, or answer it.
                 kill_tree(child.pidfd.as_fd(), child.pid);
                 await_death(&child);
@@ -276,28 +274,9 @@ impl Successor {
         Ok(channel.is_blocked())
     }
 
-    /// Runs the hooks before the commit, then has the state sealed, on a thread of its own.
-    pub(crate) fn seal(
-        &mut self,
-        hooks: Option<BoxFuture<'static, HookResult>>,
-        providers: Providers,
-        limit: usize,
-    ) {
-        self.sealing = Some(Box::pin(async move {
-            if let Some(hooks) = hooks {
-                hooks.await.map_err(SealError::Vetoed)?;
-            }
-            if providers.is_empty() {
-                return Ok(None);
-            }
-            let (done, sealed) = oneshot::channel();
-            let thread = std::thread::Builder::new().name("handover-state".into());
-            thread
-                .spawn(move || drop(done.send(providers.seal(limit))))
-                .map_err(SealError::State)?;
-            let panicked = || SealError::State(io::Error::other("a provider of state panicked"));
-            sealed.await.map_err(|_| panicked())?.map_err(SealError::State)
-        }));
+    /// Begins what comes before the commit, see [`seal`].
+    pub(crate) fn seal(&mut self, sealing: Sealing) {
+        self.sealing = Some(sealing);
     }
 
     /// Writes COMMIT: now or not at all.
@@ -390,7 +369,7 @@ impl Successor {
     pub(crate) fn end(&mut self) {
         if let Some((mut spawning, finished)) = self.spawning.take() {
             spawning.close();
-            if let Ok(Some(Ok((child, _)))) = spawning.try_recv() {
+            if let Ok(Some(Ok(child))) = spawning.try_recv() {
                 self.child = Some(child);
             } else {
                 // The thread kills what it is about to start, if this process lives long enough.

@@ -29,7 +29,8 @@ pub struct Takeover {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Steps {
-    /// Room below the generation cap, and the hooks before the restart.
+    /// Room below the generation cap, the hooks before the restart, and the application state as it
+    /// is then.
     pub prepare: Duration,
     /// Until the successor's process existed.
     pub spawn: Duration,
@@ -37,7 +38,7 @@ pub struct Steps {
     pub hello: Duration,
     /// Until it was ready to serve: the program's own initialisation.
     pub ready: Duration,
-    /// The hooks before the commit and the sealing of the application state.
+    /// The hooks before the commit, and the application state as it is then.
     pub seal: Duration,
     /// From the closed gate to the confirmation that the successor serves: the longest that a new
     /// connection waited.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
@@ -53,16 +53,29 @@ impl Providers {
         providers.push((T::NAME, T::VERSION, Box::new(move || provide().encode())));
     }
 
+    /// Never waits: the driver asks.
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        match self.0.try_lock() {
+            Ok(providers) => providers.is_empty(),
+            Err(TryLockError::Poisoned(error)) => error.into_inner().is_empty(),
+            Err(TryLockError::WouldBlock) => false,
+        }
     }
 
     /// The state as it is now, in a sealed memory file; `None` if there are no providers.
     ///
     /// # Errors
-    /// More than `limit` bytes, or the system calls'.
+    /// More than `limit` bytes, a provider that was asked for an earlier restart and has not
+    /// answered, or the system calls'.
     pub(crate) fn seal(&self, limit: usize) -> io::Result<Option<OwnedFd>> {
-        let mut providers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut providers = match self.0.try_lock() {
+            Ok(providers) => providers,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let message = "a provider has not come back yet from an earlier restart";
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
+            }
+        };
         if providers.is_empty() {
             return Ok(None);
         }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::common::{
     DEADLINE, SOON, another, ask, at_rest, finish, finish_without_restart, is_refused, load,
-    number, outcome, pid_of, plain, restart, serving, start, stop, took_over, unchanged,
+    number, outcome, pid_of, plain, refused, restart, serving, start, stop, took_over, unchanged,
     wait_in_flight, wait_left, wait_state,
 };
 use super::talk::{self, Talk};
 use crate::client::Load;
-use crate::hygiene;
+use crate::hygiene::{self, Belongings};
 use crate::signal::Signal;
 use crate::timeline::Event;
 use crate::{Case, Context, Doing, Failure, Need, Scenario, ensure, poll_until};
@@ -140,6 +140,12 @@ pub(super) const CASES: &[Case] = &[
         "serve::state_over_the_limit_is_refused",
         "application state over the limit: a typed refusal, and the old one goes on",
         too_much_state,
+    ),
+    case(
+        "serve::a_provider_of_state_hangs",
+        "a provider of state that hangs: the restart fails at its deadline, later ones are refused \
+         until it comes back, and the old one goes on",
+        hanging_provider,
     ),
     case(
         "serve::a_state_of_another_version_starts_cold",
@@ -654,6 +660,25 @@ fn too_much_state(case: &Context) -> Result<(), Failure> {
     ensure!(outcome.get("detail").is_some_and(|why| why.contains("blob")), "{outcome}");
     // It cannot be restarted as it is, but it serves and can be stopped.
     finish_without_restart(case, load, first.pid)
+}
+
+fn hanging_provider(case: &Context) -> Result<(), Failure> {
+    let hanging = plain().with("state", 1_000).with("state.provider", "wait provider");
+    let first = start(case, &hanging.with("policy.hooks", 500))?;
+    let load = load(case, first.address()?)?;
+    refused(case, first.pid, "HookDeadline")?;
+    let again = refused(case, first.pid, "State")?;
+    ensure!(again.get("detail").is_some_and(|why| why.contains("provider")), "{again}");
+    case.set_scenario(&plain().with("state", 1_000))?;
+    case.command(first.pid, "go", &[("at", "provider")])?;
+    poll_until(SOON, "the provider to come back", || {
+        let threads = Belongings::of(first.pid).ok()?.threads;
+        (!threads.iter().any(|name| name == "handover-state")).then_some(())
+    })?;
+    let second = restart(case, first.pid)?;
+    let started = case.wait_for_from(second.pid, "started", SOON)?;
+    ensure!(number(&started, "state")? == 1_000, "{started}");
+    finish(case, load, second.pid)
 }
 
 fn cold(case: &Context) -> Result<(), Failure> {

@@ -148,9 +148,9 @@ impl<R: Runtime> Driver<R> {
             let _ = rustix::io::write(&oldest.hurry, &1u64.to_ne_bytes());
         }
         let room = crowded.then_some(cap.max(1));
-        let hooks = self.parts.hooks.run(When::Before, Event::Restart);
+        let vetting = self.sealing(Event::Restart);
         let reply = self.asking.take();
-        self.successor = Some(Successor::new(number, reply, room, hooks, now));
+        self.successor = Some(Successor::new(number, reply, room, vetting, now));
     }
 
     pub(super) fn spawn(&mut self) {
@@ -160,13 +160,7 @@ impl<R: Runtime> Driver<R> {
         self.notify(Notifier::reloading);
         let Some(successor) = &mut self.successor else { return };
         let parts = &self.parts;
-        let job = attempt::Job {
-            launch: parts.launch.clone(),
-            instance: parts.policy.instance.clone(),
-            providers: parts.providers.clone(),
-            limit: parts.policy.state_limit,
-        };
-        if let Err(error) = successor.spawn(job) {
+        if let Err(error) = successor.spawn(parts.launch.clone(), parts.policy.instance.clone()) {
             successor.log.os_error(&error);
             successor.log.detail(format!("prepare the start: {error}"));
             self.inputs.push(Input::SpawnFailed(successor.number));
@@ -225,12 +219,17 @@ impl<R: Runtime> Driver<R> {
     }
 
     pub(super) fn seal(&mut self, now: Instant) {
-        let hooks = self.parts.hooks.run(When::Before, Event::Commit);
-        let (providers, limit) = (self.parts.providers.clone(), self.parts.policy.state_limit);
+        let sealing = self.sealing(Event::Commit);
         if let Some(successor) = &mut self.successor {
             successor.step(now, |steps, took| steps.ready = took);
-            successor.seal(hooks, providers, limit);
+            successor.seal(sealing);
         }
+    }
+
+    /// The hooks before this event, and the state after them.
+    fn sealing(&mut self, event: Event) -> attempt::Sealing {
+        let hooks = self.parts.hooks.run(When::Before, event);
+        attempt::seal(hooks, self.parts.providers.clone(), self.parts.policy.state_limit)
     }
 
     pub(super) fn open(&mut self) {
