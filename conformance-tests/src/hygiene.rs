@@ -302,7 +302,7 @@ mod tests {
     fn a_dead_child_is_a_zombie_until_it_is_waited_for() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let process = crate::signal::Process::open(child.id()).unwrap();
-        process.wait_gone(std::time::Duration::from_secs(5)).unwrap();
+        process.wait_gone(std::time::Duration::from_secs(60)).unwrap();
         assert!(is_zombie(child.id()));
         assert!(zombies(std::process::id()).iter().any(|zombie| zombie.pid == child.id()));
         child.wait().unwrap();

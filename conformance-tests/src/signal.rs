@@ -155,12 +155,12 @@ mod tests {
 
     #[test]
     fn a_signal_ends_a_process_and_says_so() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let process = Process::open(child.id()).unwrap();
         assert!(!process.is_gone());
         assert!(process.wait_gone(Duration::from_millis(1)).is_err());
         process.signal(Signal::TERM).unwrap();
-        process.wait_gone(Duration::from_secs(5)).unwrap();
+        process.wait_gone(Duration::from_secs(60)).unwrap();
         let exit = process.reap().unwrap().unwrap();
         assert_eq!(exit, Exit::Signal(15));
         assert_eq!(process.reap(), Err(Errno::CHILD));

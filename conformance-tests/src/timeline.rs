@@ -183,7 +183,7 @@ mod tests {
     fn waits_for_what_comes_and_finds_what_has_come() {
         let timeline = Arc::new(Timeline::new());
         timeline.note(None, "one", &[]);
-        let moment = Duration::from_secs(5);
+        let moment = Duration::from_secs(60);
         timeline.wait_for("one", moment, |event| event.is("one")).unwrap();
 
         let other = Arc::clone(&timeline);

@@ -1,15 +1,17 @@
 //! The client against servers that do one thing wrong, each by its own way.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
 
 use super::{Class, Load, Lost, Report, Target};
 
 const MOMENT: Duration = Duration::from_millis(500);
+/// Longer than any machine stands still.
+const SOON: Duration = Duration::from_secs(60);
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok 7\n";
 
 /// A server that treats every connection the same way, for as long as the test runs.
@@ -42,10 +44,15 @@ fn reset(stream: TcpStream) {
     sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
 }
 
-/// A load of fresh requests until one of them has ended, whichever way.
+/// A load of fresh requests until some of them have ended, whichever way.
 fn fresh(target: Target) -> Report {
-    let load = Load::builder(target).fresh(100.0).patience(MOMENT).start().unwrap();
-    load.wait_until(Duration::from_secs(5), |report| report.ok() + report.lost() >= 5).unwrap();
+    with_patience(target, SOON)
+}
+
+fn with_patience(target: Target, patience: Duration) -> Report {
+    let load = Load::builder(target).fresh(100.0).patience(patience).late_after(SOON);
+    let load = load.start().unwrap();
+    load.wait_until(SOON, |report| report.ok() + report.lost() >= 5).unwrap();
     load.stop()
 }
 
@@ -84,7 +91,10 @@ fn a_right_answer_is_ok() {
 
 #[test]
 fn nobody_listening_is_refused() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Bound, so that nobody else is given the port, and not listening.
+    let bound = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&bound, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = getsockname(&bound).unwrap().try_into().unwrap();
     only(&fresh(Target::Tcp(address)), Class::Refused, "connecting");
     only(&fresh(Target::Unix("/nonexistent/socket".into())), Class::Refused, "connecting");
     only(&fresh(Target::Abstract(b"handover-nobody".into())), Class::Refused, "connecting");
@@ -104,8 +114,6 @@ fn a_reset_within_the_answer_is_reset() {
     let report = fresh(server(|mut stream| {
         request(&mut stream);
         stream.write_all(&OK[..20]).unwrap();
-        // The client must have read the piece before the reset, which discards it.
-        std::thread::sleep(Duration::from_millis(50));
         reset(stream);
     }));
     only(&report, Class::Reset, "reading");
@@ -147,37 +155,43 @@ fn a_status_a_body_and_a_length_can_be_wrong() {
 
 #[test]
 fn a_server_that_hangs_is_timed_out() {
-    let report = fresh(server(|mut stream| {
+    let hangs = server(|mut stream| {
         request(&mut stream);
         request(&mut stream); // until the client goes
-    }));
-    only(&report, Class::TimedOut, "waiting");
+    });
+    only(&with_patience(hangs, MOMENT * 4), Class::TimedOut, "waiting");
 }
 
 #[test]
 fn a_stall_makes_all_due_requests_late() {
     static STALL: AtomicUsize = AtomicUsize::new(0);
+    let (answer, answered) = std::sync::mpsc::channel();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = Target::Tcp(listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            if STALL.fetch_add(1, Ordering::Relaxed) == 20 {
-                std::thread::sleep(Duration::from_millis(400));
-            }
             let mut stream = stream.unwrap();
             request(&mut stream);
+            if STALL.fetch_add(1, Ordering::Relaxed) == 20 {
+                // The answers before this one have been seen.
+                let seen = answered.recv_timeout(SOON);
+                std::thread::sleep(Duration::from_millis(400));
+                seen.unwrap();
+            }
             let _ = stream.write_all(OK);
         }
     });
     let load =
         Load::builder(target).fresh(500.0).late_after(Duration::from_millis(100)).start().unwrap();
-    let report = load.wait_for_answers(500, Duration::from_secs(10));
-    assert!(report.is_ok());
+    load.wait_for_answers(20, SOON).unwrap();
+    answer.send(()).unwrap();
+    load.wait_for_answers(500, SOON).unwrap();
     let report = load.stop();
     assert_eq!(report.lost(), 0, "{report}");
-    // 400 ms at 500/s are 200 requests, of which three quarters wait for longer than 100 ms.
-    assert!((100..=250).contains(&report.late()), "{report}");
-    assert!(report.longest_gap.length >= Duration::from_millis(390), "{report}");
+    // 400 ms at 500/s are 200 requests, of which three quarters wait for longer than 100 ms: at
+    // least, since a machine that is busy makes more of them late.
+    assert!(report.late() >= 100, "{report}");
+    assert!(report.longest_gap.length >= Duration::from_millis(400), "{report}");
 }
 
 #[test]
@@ -190,7 +204,7 @@ fn a_kept_connection_carries_many_requests() {
         }
     });
     let load = Load::builder(target).kept(4, Duration::ZERO..MOMENT / 100).start().unwrap();
-    load.wait_for_answers(100, Duration::from_secs(5)).unwrap();
+    load.wait_for_answers(100, SOON).unwrap();
     let report = load.stop();
     assert_eq!((report.lost(), report.races()), (0, 0), "{report}");
     assert_eq!(connections.load(Ordering::Relaxed), 4);
@@ -207,7 +221,7 @@ fn a_close_that_was_announced_is_no_race() {
             .unwrap();
     });
     let load = Load::builder(target).kept(2, Duration::ZERO..Duration::ZERO).start().unwrap();
-    load.wait_for_answers(50, Duration::from_secs(5)).unwrap();
+    load.wait_for_answers(50, SOON).unwrap();
     let report = load.stop();
     assert_eq!((report.lost(), report.races()), (0, 0), "{report}");
 }
@@ -218,11 +232,13 @@ fn a_close_between_requests_is_seen_and_no_race() {
         request(&mut stream);
         stream.write_all(OK).unwrap();
     });
-    let load = Load::builder(target).kept(2, MOMENT / 20..MOMENT / 10).start().unwrap();
-    load.wait_for_answers(10, Duration::from_secs(5)).unwrap();
+    // However late the close is, the next request is later.
+    let load = Load::builder(target).kept(8, SOON..SOON * 2).start().unwrap();
+    load.wait_for_answers(8, SOON).unwrap();
+    let closed = || load.snapshot().groups[0].idle_closes;
+    crate::poll_until(SOON, "the closes", || (closed() == 8).then_some(())).unwrap();
     let report = load.stop();
-    assert_eq!((report.lost(), report.races()), (0, 0), "{report}");
-    assert!(report.groups[0].idle_closes >= 8, "{report}");
+    assert_eq!((report.ok(), report.lost(), report.races()), (8, 0, 0), "{report}");
 }
 
 #[test]
@@ -237,7 +253,7 @@ fn a_close_under_a_request_on_a_kept_connection_is_a_race() {
             }
         });
         let load = Load::builder(target).kept(2, Duration::ZERO..Duration::ZERO).start().unwrap();
-        load.wait_until(Duration::from_secs(5), |report| report.races() >= 5).unwrap();
+        load.wait_until(SOON, |report| report.races() >= 5).unwrap();
         let report = load.stop();
         assert_eq!(report.lost(), 0, "{report}");
         assert_eq!(report.samples[0].pid, Some(7), "{report}");
@@ -250,7 +266,7 @@ fn a_close_under_the_first_request_is_no_race_but_a_loss() {
         request(&mut stream);
     });
     let load = Load::builder(target).kept_late(2, Duration::ZERO..MOMENT / 100).start().unwrap();
-    load.wait_until(Duration::from_secs(5), |report| report.lost() >= 5).unwrap();
+    load.wait_until(SOON, |report| report.lost() >= 5).unwrap();
     let report = load.stop();
     assert_eq!(report.races(), 0, "{report}");
     only(&report, Class::Closed, "waiting");
@@ -261,20 +277,21 @@ fn a_body_goes_out_in_pieces_and_is_counted() {
     let target = server(|mut stream| {
         let mut bytes = vec![0; 1 << 16];
         request(&mut stream);
-        let mut reads = 0;
         let mut left = 100_000;
         while left > 0 {
-            reads += 1;
             left -= stream.read(&mut bytes).unwrap();
         }
-        assert!(reads >= 10, "the body came at once");
         let body = "got 7 100000\n";
         let length = body.len();
         write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
     });
     let load = Load::builder(target).upload(1, 100_000, MOMENT / 5).start().unwrap();
-    load.wait_for_answers(2, Duration::from_secs(5)).unwrap();
-    assert_eq!(load.stop().lost(), 0);
+    load.wait_for_answers(2, SOON).unwrap();
+    let report = load.stop();
+    assert_eq!(report.lost(), 0, "{report}");
+    // The server may find several of them at once, but the client has sent one after another.
+    let shortest = report.groups[0].latency().quantile(0.0);
+    assert!(shortest >= MOMENT / 5 * 9 / 10, "the body went out at once: {report}");
 }
 
 #[test]
@@ -290,7 +307,7 @@ fn a_ping_connection_must_not_be_closed() {
         }
     });
     let load = Load::builder(target).ping(1, MOMENT / 50).start().unwrap();
-    load.wait_until(Duration::from_secs(5), |report| report.lost() >= 2).unwrap();
+    load.wait_until(SOON, |report| report.lost() >= 2).unwrap();
     let report = load.stop();
     assert_eq!((report.groups[0].lost.closed, report.races()), (report.lost(), 0), "{report}");
     assert!(report.ok() >= 6, "{report}");
@@ -303,16 +320,16 @@ fn windows_divide_latencies() {
         stream.write_all(OK).unwrap();
     });
     let load = Load::builder(target).fresh(500.0).start().unwrap();
-    load.wait_for_answers(20, Duration::from_secs(5)).unwrap();
+    load.wait_for_answers(20, SOON).unwrap();
     let mark = load.mark("here");
-    load.wait_for_answers(20, Duration::from_secs(5)).unwrap();
+    load.wait_for_answers(20, SOON).unwrap();
     drop(mark);
-    load.wait_for_answers(20, Duration::from_secs(5)).unwrap();
+    load.wait_for_answers(20, SOON).unwrap();
     let report = load.stop();
     let (group, window) = (&report.groups[0], &report.windows[0]);
     assert_eq!(group.inside.count() + group.outside.count(), group.ok);
     assert_eq!(group.inside.count(), window.ok);
-    assert!(window.ok >= 20 && group.outside.count() >= 39, "{report}");
+    assert!(window.ok >= 20 && group.outside.count() >= 20, "{report}");
     assert!(window.end.is_some() && window.max >= group.inside.quantile(0.5));
 }
 
@@ -324,7 +341,8 @@ fn a_load_ends_by_itself() {
     });
     let load = Load::builder(target).fresh(200.0).slow(1, Duration::ZERO).any_answer();
     let report = load.for_at_most(MOMENT).start().unwrap().wait();
-    assert!((95..=105).contains(&report.group("fresh").unwrap().sent), "{report}");
+    // None before it is due, and none that is due after the end.
+    assert!((1..=101).contains(&report.group("fresh").unwrap().sent), "{report}");
     assert_eq!((report.lost(), report.in_flight), (0, 0), "{report}");
 }
 
@@ -337,7 +355,7 @@ fn a_stopped_load_waits_for_what_is_on_its_way() {
         let _ = stream.write_all(OK);
     });
     let load = Load::builder(target).fresh(20.0).start().unwrap();
-    load.wait_until(MOMENT, |report| report.groups[0].sent >= 3).unwrap();
+    load.wait_until(SOON, |report| report.groups[0].sent >= 3).unwrap();
     let report = load.stop();
     assert!(report.ok() >= 3 && report.lost() == 0 && report.in_flight == 0, "{report}");
 }
@@ -361,7 +379,7 @@ fn a_full_queue_of_a_unix_listener_is_waited_for() {
             let _ = stream.write_all(OK);
         }
     });
-    load.wait_for_answers(20, Duration::from_secs(5)).unwrap();
+    load.wait_for_answers(20, SOON).unwrap();
     let report = load.stop();
     assert_eq!(report.lost(), 0, "{report}");
 }
