@@ -45,14 +45,17 @@ fn they_neither_starve_nor_keep_each_other_busy() {
                     client.read_exact(&mut [0; 2]).unwrap();
                 }
             }
-            std::thread::sleep(Duration::from_millis(50));
-            let before = idle.load(Ordering::Relaxed);
-            std::thread::sleep(Duration::from_millis(200));
+            // Tasks that are late have still to see the last connections. After that nothing polls.
+            let quiet = (0..300).any(|_| {
+                let before = idle.load(Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(200));
+                idle.load(Ordering::Relaxed) == before
+            });
             handle.stop();
-            idle.load(Ordering::Relaxed) - before
+            quiet
         });
         start.run(std::future::pending::<()>()).await.unwrap();
-        assert_eq!(clients.join().unwrap(), 0, "they poll although nothing happens");
+        assert!(clients.join().unwrap(), "they poll although nothing happens");
         assert!(polls.load(Ordering::Relaxed) < 4 * 1000, "{polls:?} polls");
     });
 }

@@ -76,10 +76,26 @@ async fn ask(client: &mut TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+/// Waits until the other end has read what was sent to it.
+async fn until_read(client: &TcpStream) {
+    let theirs = format!(":{:04X}", client.peer_addr().unwrap().port());
+    let ours = format!(":{:04X}", client.local_addr().unwrap().port());
+    loop {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let mut theirs = rows.filter(|row| row[1].ends_with(&theirs) && row[2].ends_with(&ours));
+        // After the colon: what waits to be read.
+        if theirs.next().unwrap()[4].ends_with(":00000000") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test(flavor = "local")]
 async fn a_stop_lets_idle_connections_ask_once_more() {
     let Instance { address, handle, connections, exit } =
-        instance("linger", Duration::from_millis(500), Duration::from_secs(5));
+        instance("linger", Duration::from_secs(600), Duration::from_secs(600));
     let mut client = TcpStream::connect(address).await.unwrap();
     let answer = ask(&mut client).await;
     assert!(answer.ends_with(&format!("\r\n\r\n{}\n", client.local_addr().unwrap())), "{answer}");
@@ -87,7 +103,7 @@ async fn a_stop_lets_idle_connections_ask_once_more() {
     assert_eq!(connections.open(), 1);
 
     handle.stop();
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    handle.drain().closing().await;
     let answer = ask(&mut client).await;
     assert!(answer.contains("connection: close"), "{answer}");
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
@@ -104,7 +120,7 @@ async fn connections_that_outlive_run_end_with_it() {
     ask(&mut client).await;
     // Half a request is waited for, up to the deadline.
     client.write_all(&REQUEST[..10]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until_read(&client).await;
     handle.stop();
     assert_eq!(exit.await.unwrap().cut, 1);
     assert_eq!(client.read(&mut [0]).await.unwrap_or(0), 0);
