@@ -70,13 +70,15 @@ fn interrupt(state: &Mutex<State>, connection: Option<&OwnedFd>) {
     }
 }
 
-impl<C: Read> Read for Interruptible<C> {
+impl<C: Read + AsFd> Read for Interruptible<C> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let idle = self.between && !self.upgraded;
         if idle {
             let mut state = lock(&self.state);
             if state.over {
-                return Ok(0);
+                // The same as while it waits: a request that has arrived is read. To close the
+                // connection over it would reset it.
+                let _ = shutdown(&self.connection, Shutdown::Read);
             }
             state.waits = true;
         }
