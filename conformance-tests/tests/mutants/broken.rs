@@ -84,7 +84,7 @@ impl Runtime for Broken {
     fn timer(&self, at: Instant) -> Timer {
         let left = at.saturating_duration_since(Instant::now());
         let at = match *BROKEN {
-            Some(Mutation::TimersFireLate) => at + Duration::from_secs(3),
+            Some(Mutation::TimersFireLate) => at + Duration::from_secs(20),
             Some(Mutation::DeadlinesAreIgnored) => at + Duration::from_secs(600),
             Some(Mutation::TimersFireEarly) => at - left / 2,
             _ => at,
