@@ -57,7 +57,7 @@ pub struct Context {
 }
 
 /// How long killed processes may take to be gone.
-const BURIAL: Duration = Duration::from_secs(10);
+const BURIAL: Duration = Duration::from_secs(60);
 /// How much of each log is shown when a case has failed.
 const TAIL_LINES: usize = 40;
 

@@ -144,7 +144,7 @@ impl Load {
         Self {
             target: target.into(),
             groups: Vec::new(),
-            patience: Duration::from_secs(10),
+            patience: Duration::from_secs(30),
             late_after: Duration::from_millis(500),
             at_most: Duration::from_secs(600),
             any_answer: false,
@@ -196,7 +196,7 @@ impl Load {
     }
 
     /// How long a request may take (beyond what it is meant to) before it counts
-    /// as hung. 10 s unless told otherwise.
+    /// as hung. 30 s unless told otherwise.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self

@@ -34,7 +34,7 @@ use rustix::process::{
 };
 
 use self::plan::{Asking, Broken, Clients, Event, Place, Plan, Step, Whom};
-use super::common::{SOON, at_rest, stop, unchanged};
+use super::common::{SOON, at_rest, stop, unchanged, wait_in_flight};
 use crate::client::{Class, Load, Running, Sample, Target};
 use crate::hygiene::{self, Belongings};
 use crate::signal::{Process, Signal, raw};
@@ -55,7 +55,7 @@ pub(crate) fn case() -> Case {
         clause: "whatever befalls it, in whatever order, the service goes on, and clients lose \
                  only connections that a killed process had accepted",
         // The last events, a settled end, and whatever was slow on the way.
-        deadline: Duration::from_secs(number(SECONDS).unwrap_or(8) * 11 / 10 + 90),
+        deadline: Duration::from_secs(number(SECONDS).unwrap_or(8) * 11 / 10 + 300),
         needs: &[],
         run: chaos,
     }
@@ -141,19 +141,20 @@ impl<'a> Chaos<'a> {
             .with("quiet", true)
             .with("listen", format!("web tcp {address}\nctl unix chaos.sock"))
             .with("hooks", "after settle ok\nafter roll-back ok\nafter alone ok")
-            .with("policy.spawn", 1_500)
-            .with("policy.ready", 1_800)
+            .with("policy.spawn", 3_000)
+            .with("policy.ready", 3_000)
             .with("policy.abort", 300)
-            .with("policy.confirm", 1_800)
+            .with("policy.confirm", 3_000)
             .with("policy.probation", 400)
-            .with("policy.linger", 1_000)
-            .with("policy.drain", 8_000)
-            .with("policy.stop_linger", 400)
-            .with("policy.stop_drain", 8_000);
+            .with("policy.linger", 7_000)
+            .with("policy.drain", 20_000)
+            .with("policy.stop_linger", 7_000)
+            .with("policy.stop_drain", 20_000);
         let good = case.folder().join("good");
         std::fs::hard_link(case.program().path(), &good).doing("keeping a good version")?;
         let first = super::common::start(case, &plain)?;
         let serving = super::common::restart(case, first.pid)?.pid;
+        wait_in_flight(case, serving, 0)?;
         let before = at_rest(case, serving)?;
         let load = Load::builder(Target::from(address))
             .fresh(100.0)
@@ -573,8 +574,8 @@ impl<'a> Chaos<'a> {
     }
 
     fn excuse(&mut self, from: Stamp, until: Stamp, what: Excused) {
-        // A loss of ten seconds' patience is the oldest that can still come to light.
-        let old = Duration::from_secs(30);
+        // A loss after half a minute's patience is the oldest that can still come to light.
+        let old = Duration::from_secs(90);
         self.excuses.retain(|excuse| excuse.until + old > from);
         self.excuses.push(Excuse { from, until, what });
     }

@@ -1,6 +1,7 @@
 //! What all cases begin and end with.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,10 +11,22 @@ use crate::signal::{Exit, Signal};
 use crate::timeline::Event;
 use crate::{Context, Failure, Scenario, ensure, poll_until};
 
-/// For what happens at once, on a machine that may be busy.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// For what happens at once, on a machine that may be so busy that it does nothing of ours for
+/// seconds: only what hangs reaches it.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// For a whole case.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Does a thing again that was interrupted. A socket with a time limit is: where this process is
+/// stopped and goes on, the kernel takes up a wait again by itself only without one.
+pub(crate) fn uninterrupted<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match act() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
 
 /// A TCP listener on a port of its own, and nothing else.
 pub(crate) fn plain() -> Scenario {
@@ -153,13 +166,13 @@ pub(crate) fn at_rest(case: &Context, pid: u32) -> Result<Belongings, Failure> {
 pub(crate) fn finish(case: &Context, load: Running, pid: u32) -> Result<(), Failure> {
     load.wait_for_answers(50, SOON)?;
     case.wait_only(&[pid], SOON)?;
-    let before = lasting(pid)?;
+    let before = lasting(case, pid)?;
     let next = restart(case, pid)?.pid;
     load.wait_for_successor(pid, SOON)?;
     case.wait_only(&[next], SOON)?;
     let mut after = before.clone();
     let same = poll_until(SOON, "a successor that owns what its predecessor did", || {
-        after = lasting(next).ok()?;
+        after = lasting(case, next).ok()?;
         (after == before).then_some(())
     });
     same.map_err(|failure| {
@@ -178,7 +191,7 @@ fn watches_the_dead(pid: u32) -> bool {
 }
 
 /// How many descriptors of each kind a process owns, but for its connections.
-fn lasting(pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
+fn lasting(case: &Context, pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
     let look = || -> Result<BTreeMap<String, usize>, Failure> {
         let sockets = lasting_sockets();
         let mut kinds = BTreeMap::new();
@@ -197,6 +210,8 @@ fn lasting(pid: u32) -> Result<BTreeMap<String, usize>, Failure> {
     let mut last = look()?;
     let mut same = 0;
     poll_until(SOON, "a process at rest", || {
+        // It has had its turn since the last look, however late that is.
+        turn(case, pid).ok()?;
         let now = look().ok()?;
         same = if now == last && !watches_the_dead(pid) { same + 1 } else { 0 };
         last = now;
@@ -283,13 +298,17 @@ pub(crate) fn wait_left(case: &Context, pid: u32) -> Result<Event, Failure> {
 
 /// Waits until that process has so much in flight.
 pub(crate) fn wait_in_flight(case: &Context, pid: u32, count: u64) -> Result<(), Failure> {
-    let mut seen = case.timeline().len();
     poll_until(SOON, &format!("{count} in flight in process {pid}"), || {
-        case.command(pid, "in-flight", &[]).ok()?;
-        let told = case.timeline().wait_for_after(seen, "a number", SOON, |event| {
-            event.pid == Some(pid) && event.is("in flight")
-        });
-        seen = case.timeline().len();
-        (number(&told.ok()?, "count").ok()? == count).then_some(())
+        (turn(case, pid).ok()? == count).then_some(())
     })
+}
+
+/// Lets a process that serves or drains take its turn, and gives how much it has in flight.
+fn turn(case: &Context, pid: u32) -> Result<u64, Failure> {
+    let seen = case.timeline().len();
+    case.command(pid, "in-flight", &[])?;
+    let told = case.timeline().wait_for_after(seen, "a number", SOON, |event| {
+        event.pid == Some(pid) && event.is("in flight")
+    })?;
+    number(&told, "count")
 }

@@ -172,7 +172,7 @@ fn hold(case: &Context, pid: u32) -> Result<(), Failure> {
 }
 
 fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {
-    let first = start(case, &plain().with("policy.stop_linger", 400))?;
+    let first = start(case, &plain().with("policy.stop_linger", 10_000))?;
     let address = first.address()?;
     let load = load(case, address)?;
     let second = restart(case, first.pid)?;
@@ -181,7 +181,7 @@ fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {
     case.nothing_lost(&report)?;
     wait_left(case, first.pid)?;
     let mut slow = Talk::to(address)?;
-    slow.ask("/slow?ms=1500")?;
+    slow.begin()?;
     hold(case, second.pid)?;
     wait_in_flight(case, second.pid, 2)?;
     let visitors: Vec<_> =
@@ -193,8 +193,8 @@ fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {
     }
     wait_state(case, second.pid, "Draining")?;
     ensure!(hygiene::listed(second.pid).is_some(), "it left with work in flight");
-    let answer = slow.hear()?;
-    ensure!(answer.word == "slow" && answer.pid == second.pid, "{answer:?}");
+    let answer = slow.finish()?;
+    ensure!(answer.word == "got" && answer.pid == second.pid, "{answer:?}");
     ensure!(answer.close, "{answer:?} keeps the connection to a process that leaves");
     case.command(second.pid, "unguard", &[])?;
     let exit = wait_left(case, second.pid)?;
@@ -239,7 +239,7 @@ fn queue(case: &Context) -> Result<(), Failure> {
 }
 
 fn stop_deadline(case: &Context) -> Result<(), Failure> {
-    let quick = plain().with("policy.stop_linger", 200).with("policy.stop_drain", 1_000);
+    let quick = plain().with("policy.stop_linger", 200).with("policy.stop_drain", 4_000);
     let first = start(case, &quick)?;
     let mut slow = [Talk::to(first.address()?)?, Talk::to(first.address()?)?];
     for talk in &mut slow {
@@ -260,7 +260,8 @@ fn stop_deadline(case: &Context) -> Result<(), Failure> {
 }
 
 fn restart_deadline(case: &Context) -> Result<(), Failure> {
-    let quick = plain().with("policy.linger", 600).with("policy.drain", 1_500);
+    // The deadline is the promise, and the load must have got away long before it.
+    let quick = plain().with("policy.linger", 3_000).with("policy.drain", 8_000);
     let first = start(case, &quick)?;
     let mut slow = Talk::to(first.address()?)?;
     slow.ask("/slow?ms=60000")?;
@@ -407,7 +408,7 @@ fn idle(case: &Context) -> Result<(), Failure> {
 
 fn instant(case: &Context) -> Result<(), Failure> {
     // Nothing but its count keeps an old process alive once it was replaced.
-    let hasty = plain().with("policy.probation", 0).with("policy.linger", 5_000);
+    let hasty = plain().with("policy.probation", 0).with("policy.linger", 20_000);
     let first = start(case, &hasty)?;
     let load = Load::builder(first.address()?).fresh(1_000.0).slow(4, Duration::from_millis(30));
     let load = case.start_load(load)?;
@@ -466,7 +467,7 @@ impl Odd {
 
 fn odd_connections_at_a_stop(case: &Context) -> Result<(), Failure> {
     let first =
-        start(case, &plain().with("policy.stop_linger", 300).with("policy.stop_drain", 3_000))?;
+        start(case, &plain().with("policy.stop_linger", 300).with("policy.stop_drain", 8_000))?;
     let odd = Odd::open(case, first.pid, first.address()?)?;
     case.signal(first.pid, Signal::TERM)?;
     let mut upgraded = odd.drained(case, first.pid)?;

@@ -2,7 +2,9 @@
 
 use std::os::unix::net::UnixDatagram;
 
-use super::common::{DEADLINE, SOON, finish, load, plain, refused, restart, serving, stop};
+use super::common::{
+    DEADLINE, SOON, finish, load, plain, refused, restart, serving, stop, uninterrupted,
+};
 use crate::{Case, Context, Failure, ensure};
 
 pub(super) const CASES: &[Case] = &[
@@ -31,7 +33,7 @@ struct Manager(UnixDatagram);
 impl Manager {
     fn message(&self) -> Result<String, Failure> {
         let mut buffer = [0; 4096];
-        let length = self.0.recv(&mut buffer)?;
+        let length = uninterrupted(|| self.0.recv(&mut buffer))?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 

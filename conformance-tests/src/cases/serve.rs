@@ -61,7 +61,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "serve::fifty_restarts_leave_nothing_behind",
         clause: "fifty restarts in a row; fd numbers, fd count, memory as after the first",
-        deadline: Duration::from_secs(120),
+        deadline: Duration::from_secs(300),
         needs: &[],
         run: fifty,
     },
@@ -253,7 +253,7 @@ fn queue(case: &Context) -> Result<(), Failure> {
 }
 
 fn paused(case: &Context) -> Result<(), Failure> {
-    let long = plain().with("policy.probation", 8_000).with("policy.linger", 8_000);
+    let long = plain().with("policy.probation", 20_000).with("policy.linger", 20_000);
     let first = start(case, &long)?;
     let address = first.address()?;
     ensure!(!watched(first.pid)?.is_empty(), "an owner does not watch its listener");
@@ -303,10 +303,11 @@ fn listening() -> Result<Vec<u64>, Failure> {
 }
 
 fn fifty(case: &Context) -> Result<(), Failure> {
-    let quick = plain().with("policy.probation", 20).with("policy.linger", 300);
+    let quick = plain().with("policy.probation", 20).with("policy.linger", 10_000);
     let first = start(case, &quick)?;
     let second = restart(case, first.pid)?;
     wait_left(case, first.pid)?;
+    wait_in_flight(case, second.pid, 0)?;
     let before = at_rest(case, second.pid)?;
     let load = load(case, first.address()?)?;
     let mut pid = second.pid;
@@ -318,6 +319,7 @@ fn fifty(case: &Context) -> Result<(), Failure> {
     }
     let report = load.stop();
     case.nothing_lost(&report)?;
+    wait_in_flight(case, pid, 0)?;
     let after = at_rest(case, pid)?;
     unchanged(&before, pid)?;
     // A leak of what a connection or a restart needs would be more.

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use super::common::SOON;
+use super::common::{SOON, uninterrupted};
 use crate::{Doing, Failure};
 
 /// A connection on which requests go out and answers come in when the case wants it.
@@ -43,6 +43,17 @@ impl Talk {
         self.stream.write_all(text.as_bytes()).doing("sending")
     }
 
+    /// Sends a request but for its last byte: it is under way until [`finish`](Self::finish).
+    pub(crate) fn begin(&mut self) -> Result<(), Failure> {
+        self.send("POST /upload HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n1")
+    }
+
+    /// Sends the rest of that request and gives its answer.
+    pub(crate) fn finish(&mut self) -> Result<Said, Failure> {
+        self.send("2")?;
+        self.hear()
+    }
+
     /// Sends a request and gives its answer.
     pub(crate) fn get(&mut self, path: &str) -> Result<Said, Failure> {
         self.ask(path)?;
@@ -57,7 +68,8 @@ impl Talk {
                 return Ok(said);
             }
             let mut piece = [0; 4096];
-            match self.stream.read(&mut piece).doing("waiting for an answer")? {
+            let length = uninterrupted(|| self.stream.read(&mut piece));
+            match length.doing("waiting for an answer")? {
                 0 => {
                     let text = String::from_utf8_lossy(&self.input).into_owned();
                     return Err(Failure::new(format!("closed before an answer; so far {text:?}")));
@@ -69,7 +81,7 @@ impl Talk {
 
     /// Waits for the other side to close, in order or (true) by a reset.
     pub(crate) fn wait_closed(&mut self) -> Result<bool, Failure> {
-        match self.stream.read(&mut [0; 16]) {
+        match uninterrupted(|| self.stream.read(&mut [0; 16])) {
             Ok(0) => Ok(false),
             Ok(_) => Err(Failure::new("bytes where an end was due")),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),

@@ -101,7 +101,9 @@ impl fmt::Display for When {
     }
 }
 
-/// The library's defaults are for servers with clients far away; a suite has none.
+/// The library's defaults are for servers with clients far away; a suite has none. What nothing
+/// waits out unless it hangs is long, for a machine that is busy. So are the lingers: a client may
+/// have connected, and not be run for a while before it sends its request.
 pub(crate) fn policy(scenario: &Scenario) -> Result<Policy, Failure> {
     let value = |key: &str, default: u64| -> Result<u64, Failure> {
         scenario.value(&format!("policy.{key}"), default)
@@ -110,15 +112,15 @@ pub(crate) fn policy(scenario: &Scenario) -> Result<Policy, Failure> {
         value(key, default).map(Duration::from_millis)
     };
     let mut policy = Policy::new()
-        .ready(time("ready", 20_000)?)
-        .spawn(time("spawn", 10_000)?)
-        .hooks(time("hooks", 10_000)?)
+        .ready(time("ready", 60_000)?)
+        .spawn(time("spawn", 60_000)?)
+        .hooks(time("hooks", 60_000)?)
         .abort(time("abort", 1_000)?)
-        .confirm(time("confirm", 5_000)?)
+        .confirm(time("confirm", 30_000)?)
         .probation(time("probation", 200)?)
-        .linger(time("linger", 600)?)
+        .linger(time("linger", 5_000)?)
         .drain(time("drain", 20_000)?)
-        .stop_linger(time("stop_linger", 400)?)
+        .stop_linger(time("stop_linger", 5_000)?)
         .stop_drain(time("stop_drain", 20_000)?);
     if scenario.get("policy.generations").is_some() {
         policy = policy.generations(number(scenario, "policy.generations")?);
