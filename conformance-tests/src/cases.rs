@@ -6,6 +6,8 @@ mod chaos;
 pub(crate) mod common;
 mod descriptors;
 mod drain;
+mod frozen;
+mod http;
 mod manager;
 mod new_version_fails;
 mod old_process_fails;
@@ -24,6 +26,7 @@ pub(crate) fn all() -> impl Iterator<Item = Case> {
         new_version_fails::CASES,
         old_process_fails::CASES,
         at_the_same_time::CASES,
+        http::CASES,
         adapter::CASES,
         manager::CASES,
     ];

@@ -27,7 +27,9 @@
 //!
 //! `GET /` is answered with `ok <pid>\n`, `GET /slow?ms=N` after N milliseconds
 //! with `slow <pid>\n`, `POST /upload` with `got <pid> <bytes>\n`, and the bare
-//! line `PING` with `PONG <pid>`. [`http`](crate::http) is a server's side of it.
+//! line `PING` with `PONG <pid>`. [`http`](crate::http) is a server's side of it, which
+//! has requests for the cases besides: `GET /name`, and `GET /download?bytes=N`, answered with
+//! `down <pid>\n` and so many bytes.
 //!
 //! # Implementation
 //!

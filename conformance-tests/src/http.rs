@@ -1,6 +1,6 @@
 //! A server's side of the contract of [`client`](crate::client), for any runtime.
 //!
-//! Not a web server: it knows three requests and a line. It exists so that the
+//! Not a web server: it knows a handful of requests and a line. It exists so that the
 //! subject of every adapter answers alike, and so that what a case sees was done
 //! by the adapter's listeners, timers and drain, and not by somebody's HTTP stack.
 //!
@@ -68,6 +68,8 @@ pub enum Ask {
     Name,
     /// `POST /upload`
     Upload,
+    /// `GET /download?bytes=N`
+    Download(usize),
     /// The line `PING`, without HTTP.
     Ping,
     /// Any other method or path.
@@ -161,12 +163,22 @@ where
                 (200, format!("slow {pid}\n"))
             }
             Ask::Upload => (200, format!("got {pid} {}\n", request.body)),
+            Ask::Download(_) => (200, format!("down {pid}\n")),
             Ask::Unknown => (404, "not found\n".to_owned()),
         };
         // A client that has sent its next request already was not told in time:
         // only the last answer may say so.
         let close = !request.keep_alive || (service.closing() && input.is_empty());
-        connection.write_all(answer(status, &body, close).as_bytes()).await?;
+        match request.ask {
+            Ask::Download(bytes) => {
+                let head = head(status, body.len() + bytes, close) + &body;
+                connection.write_all(head.as_bytes()).await?;
+                for piece in filling(bytes) {
+                    connection.write_all(&piece).await?;
+                }
+            }
+            _ => connection.write_all(answer(status, &body, close).as_bytes()).await?,
+        }
         connection.flush().await?;
         if close {
             connection.close().await?;
@@ -262,22 +274,46 @@ pub fn parse(input: &[u8]) -> Result<Option<Request>, httparse::Error> {
         (Some("GET"), Some("/")) => Ask::Root,
         (Some("GET"), Some("/name")) => Ask::Name,
         (Some("POST"), Some("/upload")) => Ask::Upload,
-        (Some("GET"), Some(path)) => {
-            let millis = path.strip_prefix("/slow?ms=").and_then(|millis| millis.parse().ok());
-            millis.map_or(Ask::Unknown, |millis| Ask::Slow(Duration::from_millis(millis)))
-        }
+        (Some("GET"), Some(path)) => ask_with_number(path).unwrap_or(Ask::Unknown),
         _ => Ask::Unknown,
     };
     Ok(Some(Request { ask, head, body, keep_alive, expects_continue }))
 }
 
+/// The number at the end of a path that has one.
+fn ask_with_number(path: &str) -> Option<Ask> {
+    let number = |prefix| path.strip_prefix(prefix).and_then(|number: &str| number.parse().ok());
+    let slow = number("/slow?ms=").map(|millis| Ask::Slow(Duration::from_millis(millis)));
+    slow.or_else(|| Some(Ask::Download(usize::try_from(number("/download?bytes=")?).ok()?)))
+}
+
 /// An HTTP answer.
 #[must_use]
 pub fn answer(status: u16, body: &str, close: bool) -> String {
+    head(status, body.len(), close) + body
+}
+
+fn head(status: u16, length: usize, close: bool) -> String {
     let reason = if status == 200 { "OK" } else { "Error" };
-    let length = body.len();
     let close = if close { "Connection: close\r\n" } else { "" };
-    format!("HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\n{close}\r\n{body}")
+    format!("HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\n{close}\r\n")
+}
+
+/// What a download has after its first line: so many bytes, in pieces. Each tells its place, so
+/// that one which is missing or twice there is noticed.
+pub fn filling(bytes: usize) -> impl Iterator<Item = Vec<u8>> {
+    const PIECE: usize = 16 * 1024;
+    (0..bytes).step_by(PIECE).map(move |start| {
+        let end = bytes.min(start + PIECE);
+        (start..end).map(filling_at).collect()
+    })
+}
+
+/// The byte at that place of it.
+#[must_use]
+pub fn filling_at(place: usize) -> u8 {
+    // No divisor of a piece: whole pieces cannot be exchanged either.
+    (place % 251) as u8
 }
 
 /// Takes a body from what has come and then from the connection. False if it ends before.
@@ -286,18 +322,22 @@ async fn read_body<C: AsyncRead + Unpin>(
     input: &mut Vec<u8>,
     body: usize,
 ) -> io::Result<bool> {
-    let here = body.min(input.len());
-    input.drain(..here);
-    let mut left = body - here;
-    let mut piece = [0; 4096];
-    while left > 0 {
-        let room = left.min(piece.len());
-        match connection.read(&mut piece[..room]).await? {
+    let mut left = body;
+    loop {
+        let here = left.min(input.len());
+        input.drain(..here);
+        left -= here;
+        if left == 0 {
+            return Ok(true);
+        }
+        // What comes behind it is read along: whether there is another request is to be known
+        // when this one is answered.
+        let mut piece = [0; 4096];
+        match connection.read(&mut piece).await? {
             0 => return Ok(false),
-            len => left -= len,
+            len => input.extend_from_slice(&piece[..len]),
         }
     }
-    Ok(true)
 }
 
 #[cfg(test)]
@@ -350,6 +390,8 @@ mod tests {
         assert_eq!(serve(&get("/slow?ms=1"), false), (ok("slow PID\n"), End::Client));
         let upload = "POST /upload HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc";
         assert_eq!(serve(upload, false), (ok("got PID 3\n"), End::Client));
+        let download = told(200, "down PID\n\0\u{1}\u{2}", false);
+        assert_eq!(serve(&get("/download?bytes=3"), false), (download, End::Client));
         let pongs = format!("PONG {}\n", std::process::id()).repeat(2);
         assert_eq!(serve("PING\nPING\n", true), (pongs, End::Client));
         assert_eq!(serve(&get("/x"), false).0, told(404, "not found\n", false));
@@ -367,6 +409,14 @@ mod tests {
         let three = "GET / HTTP/1.1\r\n\r\n".repeat(3);
         let expected = ok("ok PID\n") + &ok("ok PID\n") + &told(200, "ok PID\n", true);
         assert_eq!(serve(&three, true), (expected, End::Said));
+    }
+
+    #[test]
+    fn a_request_behind_a_body_is_seen_in_time() {
+        let upload = "POST /upload HTTP/1.1\r\nContent-Length: 5000\r\n\r\n";
+        let input = format!("{upload}{}GET / HTTP/1.1\r\n\r\n", "x".repeat(5_000));
+        let expected = ok("got PID 5000\n") + &told(200, "ok PID\n", true);
+        assert_eq!(serve(&input, true), (expected, End::Said));
     }
 
     #[test]

@@ -312,3 +312,15 @@ fn turn(case: &Context, pid: u32) -> Result<u64, Failure> {
     })?;
     number(&told, "count")
 }
+
+/// Waits until a process serves again.
+pub(crate) fn wait_rolled_back(case: &Context, seen: usize, pid: u32) -> Result<(), Failure> {
+    let mut drained = false;
+    case.timeline().wait_for_after(seen, "a rollback", SOON, |event| {
+        let state =
+            |name| event.pid == Some(pid) && event.is("state") && event.get("state") == Some(name);
+        drained |= state("Draining");
+        drained && state("Serving")
+    })?;
+    Ok(())
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::common::{
     DEADLINE, SOON, Serving, ask, at_rest, finish, is_refused, load, plain, refused, restart,
-    settled, start, stop, took_over, wait_in_flight,
+    settled, start, stop, took_over, wait_in_flight, wait_rolled_back,
 };
 use super::talk::{self, Talk};
 use crate::client::{Load, Report};
@@ -593,18 +593,6 @@ fn new_near_the_limit(case: &Context) -> Result<(), Failure> {
     case.set_scenario(&scenario)?;
     let load = super::common::load(case, first.address()?)?;
     finish(case, load, first.pid)
-}
-
-/// Waits until a process serves again.
-fn wait_rolled_back(case: &Context, seen: usize, pid: u32) -> Result<(), Failure> {
-    let mut drained = false;
-    case.timeline().wait_for_after(seen, "a rollback", SOON, |event| {
-        let state =
-            |name| event.pid == Some(pid) && event.is("state") && event.get("state") == Some(name);
-        drained |= state("Draining");
-        drained && state("Serving")
-    })?;
-    Ok(())
 }
 
 /// Whether a process has served again after it had drained.

@@ -4,21 +4,24 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use super::common::{SOON, uninterrupted};
-use crate::{Doing, Failure};
+use crate::http::filling_at;
+use crate::{Doing, Failure, ensure};
 
 /// A connection on which requests go out and answers come in when the case wants it.
 #[derive(Debug)]
-pub(crate) struct Talk {
-    stream: TcpStream,
+pub(crate) struct Talk<S = TcpStream> {
+    stream: S,
     input: Vec<u8>,
 }
 
 /// An answer of the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Said {
-    /// `ok`, `slow`, `got`, `PONG`
+    /// `ok`, `slow`, `got`, `down`, `PONG`
     pub(crate) word: String,
     pub(crate) pid: u32,
+    /// How much was uploaded.
+    pub(crate) bytes: Option<usize>,
     pub(crate) close: bool,
 }
 
@@ -26,7 +29,24 @@ impl Talk {
     pub(crate) fn to(address: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect_timeout(&address, SOON).doing("connecting")?;
         stream.set_read_timeout(Some(SOON)).doing("connecting")?;
-        Ok(Self { stream, input: Vec::new() })
+        Ok(Self::over(stream))
+    }
+
+    /// Waits for the other side to close, in order or (true) by a reset.
+    pub(crate) fn wait_closed(&mut self) -> Result<bool, Failure> {
+        match uninterrupted(|| self.stream.read(&mut [0; 16])) {
+            Ok(0) => Ok(false),
+            Ok(_) => Err(Failure::new("bytes where an end was due")),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
+            Err(error) => Err(error).doing("waiting for the connection's end"),
+        }
+    }
+}
+
+impl<S: Read + Write> Talk<S> {
+    /// The same over a connection of another kind.
+    pub(crate) fn over(stream: S) -> Self {
+        Self { stream, input: Vec::new() }
     }
 
     /// Sends a request and does not wait for its answer.
@@ -63,29 +83,70 @@ impl Talk {
     /// Waits for the next answer.
     pub(crate) fn hear(&mut self) -> Result<Said, Failure> {
         loop {
-            if let Some((said, length)) = parse(&self.input) {
+            if let Some((said, length)) = parse(&self.input)? {
                 self.input.drain(..length);
                 return Ok(said);
             }
-            let mut piece = [0; 4096];
-            let length = uninterrupted(|| self.stream.read(&mut piece));
-            match length.doing("waiting for an answer")? {
-                0 => {
-                    let text = String::from_utf8_lossy(&self.input).into_owned();
-                    return Err(Failure::new(format!("closed before an answer; so far {text:?}")));
-                }
-                length => self.input.extend_from_slice(&piece[..length]),
-            }
+            self.more()?;
         }
     }
 
-    /// Waits for the other side to close, in order or (true) by a reset.
-    pub(crate) fn wait_closed(&mut self) -> Result<bool, Failure> {
-        match uninterrupted(|| self.stream.read(&mut [0; 16])) {
-            Ok(0) => Ok(false),
-            Ok(_) => Err(Failure::new("bytes where an end was due")),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
-            Err(error) => Err(error).doing("waiting for the connection's end"),
+    /// Waits for the answer to `GET /download?bytes=N`, all but the bytes.
+    pub(crate) fn hear_download(&mut self) -> Result<Said, Failure> {
+        loop {
+            if let Some(head) = Head::parse(&self.input)?
+                && let Some(end) = self.input[head.bytes..].iter().position(|byte| *byte == b'\n')
+            {
+                let line: Vec<u8> = self.input.drain(..=head.bytes + end).collect();
+                return said(&line[head.bytes..], head.close)
+                    .ok_or_else(|| Failure::new("no process in the answer to a download"));
+            }
+            self.more()?;
+        }
+    }
+
+    /// Reads the bytes from `place` to `end` of a download.
+    pub(crate) fn hear_filling(&mut self, place: usize, end: usize) -> Result<(), Failure> {
+        let mut next = place;
+        loop {
+            let length = self.input.len().min(end - next);
+            for byte in self.input.drain(..length) {
+                ensure!(byte == filling_at(next), "byte {next} of a download is {byte}");
+                next += 1;
+            }
+            if next == end {
+                return Ok(());
+            }
+            self.more().map_err(|failure| {
+                failure.while_doing(format!("byte {next} of {end} of a download"))
+            })?;
+        }
+    }
+
+    /// Waits for the word that a request's body is wanted.
+    pub(crate) fn hear_continue(&mut self) -> Result<(), Failure> {
+        loop {
+            if let Some(head) = Head::parse(&self.input)? {
+                ensure!(head.status == 100, "status {} where 100 was due", head.status);
+                self.input.drain(..head.bytes);
+                return Ok(());
+            }
+            self.more()?;
+        }
+    }
+
+    fn more(&mut self) -> Result<(), Failure> {
+        let mut piece = [0; 16 * 1024];
+        let length = uninterrupted(|| self.stream.read(&mut piece));
+        match length.doing("waiting for an answer")? {
+            0 => {
+                let text = String::from_utf8_lossy(&self.input).into_owned();
+                Err(Failure::new(format!("closed before an answer; so far {text:?}")))
+            }
+            length => {
+                self.input.extend_from_slice(&piece[..length]);
+                Ok(())
+            }
         }
     }
 }
@@ -101,19 +162,55 @@ pub(crate) fn is_refused(address: SocketAddr) -> bool {
     error.is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
-fn parse(input: &[u8]) -> Option<(Said, usize)> {
-    let text = std::str::from_utf8(input).ok()?;
-    let (body, length, close) = if text.starts_with("PONG") {
-        let end = text.find('\n')? + 1;
-        (&text[..end], end, false)
+/// An answer's head.
+struct Head {
+    /// How much of the input it is.
+    bytes: usize,
+    status: u16,
+    length: usize,
+    close: bool,
+}
+
+impl Head {
+    /// None if some of it is missing.
+    fn parse(input: &[u8]) -> Result<Option<Self>, Failure> {
+        let mut headers = [httparse::EMPTY_HEADER; 32];
+        let mut answer = httparse::Response::new(&mut headers);
+        let httparse::Status::Complete(bytes) = answer.parse(input)? else { return Ok(None) };
+        let value = |name: &str| {
+            let mut headers = answer.headers.iter();
+            let header = headers.find(|header| header.name.eq_ignore_ascii_case(name));
+            header.map(|header| String::from_utf8_lossy(header.value).to_ascii_lowercase())
+        };
+        let length = value("content-length").map_or(Ok(0), |length| length.parse())?;
+        let close = value("connection").is_some_and(|value| value == "close");
+        Ok(Some(Self { bytes, status: answer.code.unwrap_or(0), length, close }))
+    }
+}
+
+/// The first answer of the input, and its length. None if some of it is missing.
+fn parse(input: &[u8]) -> Result<Option<(Said, usize)>, Failure> {
+    let (body, end, close) = if input.starts_with(b"P") {
+        let Some(end) = input.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
+        (&input[..=end], end + 1, false)
     } else {
-        let start = text.find("\r\n\r\n")? + 4;
-        let head = &text[..start];
-        let length = head.split("\r\n").find_map(|line| line.strip_prefix("Content-Length: "))?;
-        let end = start + length.parse::<usize>().ok()?;
-        (text.get(start..end)?, end, head.contains("Connection: close"))
+        let Some(head) = Head::parse(input)? else { return Ok(None) };
+        let end = head.bytes + head.length;
+        let Some(body) = input.get(head.bytes..end) else { return Ok(None) };
+        (body, end, head.close)
     };
-    let mut words = body.split_ascii_whitespace();
-    let word = words.next()?.to_owned();
-    Some((Said { word, pid: words.next()?.parse().ok()?, close }, length))
+    match said(body, close) {
+        Some(said) => Ok(Some((said, end))),
+        None => {
+            let text = String::from_utf8_lossy(&input[..end]).into_owned();
+            Err(Failure::new(format!("no answer of the contract: {text:?}")))
+        }
+    }
+}
+
+fn said(body: &[u8], close: bool) -> Option<Said> {
+    let mut words = std::str::from_utf8(body).ok()?.split_ascii_whitespace();
+    let (word, pid) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+    let bytes = words.next().and_then(|bytes| bytes.parse().ok());
+    Some(Said { word, pid, bytes, close })
 }
