@@ -11,9 +11,12 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use futures::io::{AsyncRead, AsyncWrite};
 use futures::{FutureExt, Stream};
-use handover_core::{Claim, Gated, Guard, Listener, Runtime, Signal, SignalPipe, Sockets, Source};
+use handover_core::{
+    Claim, Drain, Gated, Guard, Listener, Runtime, Signal, SignalPipe, Sockets, Source,
+};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::bare::{Side, Sleep, Watched};
@@ -367,7 +370,7 @@ impl<T: Acceptor> Listener for BrokenListener<T> {
                     return Poll::Pending;
                 }
                 let stream = Watched::new(ready!(self.poll_around(context))?)?;
-                return Poll::Ready(Ok(Some(Connection { stream, guard: None })));
+                return Poll::Ready(Ok(Some(Connection::new(stream, None, self.gate.drain()))));
             };
             self.has_accepted.store(true, Ordering::Relaxed);
             let Some((stream, guard)) = accepted else { return Poll::Ready(Ok(None)) };
@@ -383,7 +386,8 @@ impl<T: Acceptor> Listener for BrokenListener<T> {
                 }
                 _ => Some(guard),
             };
-            return Poll::Ready(Ok(Some(Connection { stream: Watched::new(stream)?, guard })));
+            let stream = Watched::new(stream)?;
+            return Poll::Ready(Ok(Some(Connection::new(stream, guard, self.gate.drain()))));
         }
     }
 }
@@ -393,6 +397,14 @@ pub struct Connection<S: AsFd> {
     stream: Watched<S>,
     #[expect(dead_code, reason = "it counts the connection until it is dropped")]
     guard: Option<Guard>,
+    drain: Drain,
+    closing: BoxFuture<'static, ()>,
+}
+
+impl<S: AsFd> Connection<S> {
+    fn new(stream: Watched<S>, guard: Option<Guard>, drain: &Drain) -> Self {
+        Self { stream, guard, drain: drain.clone(), closing: drain.closing().boxed() }
+    }
 }
 
 impl<S: AsFd> AsyncRead for Connection<S>
@@ -405,7 +417,14 @@ where
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         unasked(context);
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending()
+            && is(Mutation::IdleConnectionsEndAtTheSwitch)
+            && self.closing.poll_unpin(context).is_ready()
+        {
+            return Poll::Ready(Ok(0));
+        }
+        read
     }
 }
 
@@ -418,6 +437,16 @@ where
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        const STATUS: &[u8] = b"HTTP/1.1 200 OK\r\n";
+        if is(Mutation::EveryAnswerOfADrainSaysClose)
+            && self.drain.is_closing()
+            && let Some(rest) = bytes.strip_prefix(STATUS)
+        {
+            let other = [STATUS, b"Connection: close\r\n", rest].concat();
+            // An answer is short: it goes out as a whole.
+            let written = Pin::new(&mut self.stream).poll_write(context, &other);
+            return written.map_ok(|_| bytes.len());
+        }
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -114,6 +114,12 @@ mutants! {
         GuardsAreKept, "guards_are_kept":
             "drain::an_old_process_without_connections_leaves_after_the_probation",
             ["an old process without any connection", "the other processes to go"];
+        /// As a server that hears of a drain and shuts down gracefully at once.
+        IdleConnectionsEndAtTheSwitch, "idle_connections_end_at_the_switch":
+            "http::idle_connections_are_told_before_they_are_closed", ["closed before an answer"];
+        /// Also if the client has sent more requests already.
+        EveryAnswerOfADrainSaysClose, "every_answer_of_a_drain_says_close":
+            "http::only_the_last_pipelined_answer_says_close", ["answer 1 of 4 says `close`"];
         /// A socket's wake-up is lost.
         AcceptWakesNobody, "accept_wakes_nobody":
             "adapter::a_connection_wakes_whoever_waits_for_it",
