@@ -8,7 +8,7 @@ mod seen;
 mod server;
 
 pub use close::{Close, CloseFuture, CloseLayer};
-pub use connections::Connections;
+pub use connections::{Connections, Counts};
 pub use server::Server;
 
 /// Types that occur in bounds and are of no use otherwise.

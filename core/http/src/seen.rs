@@ -61,10 +61,11 @@ impl Seen {
         Answering(Arc::clone(self))
     }
 
-    /// The connection is not HTTP's any more, and busy to its end.
+    /// The connection is not HTTP's any more, and busy to its end: as if the request whose answer
+    /// this is had none.
     pub(crate) fn upgrades(&self) {
         if !self.upgraded.swap(true, Ordering::Relaxed) {
-            self.connections.became_busy();
+            self.requests.fetch_add(1, Ordering::Relaxed);
         }
     }
 

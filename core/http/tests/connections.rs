@@ -3,11 +3,13 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use handover_core::{Drain, Stage};
 use handover_http::{Connections, Server};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -349,6 +351,28 @@ async fn connections_are_counted_also_after_an_upgrade() {
     drop(under);
     sleep(Duration::from_millis(10)).await;
     assert_eq!((connections.open(), connections.busy()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_counts_can_be_watched() {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    let connections = under.connections.clone();
+    let watched = tokio::spawn(async move {
+        let changes = connections.changes().map(|counts| (counts.open, counts.busy));
+        changes.take_while(|counts| ready(*counts != (0, 0))).collect::<Vec<_>>().await
+    });
+    under.send(get("/slow")).await;
+    assert_eq!(under.answer().await, says("slow", false));
+    assert!(under.is_open().await);
+    under
+        .send("GET /upgrade HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+        .await;
+    under.answer().await;
+    set(Stage::Closing);
+    drop(under);
+    // Upgraded, it is one busy connection to its end.
+    assert_eq!(watched.await.unwrap(), [(1, 1), (1, 0), (1, 1)]);
 }
 
 #[tokio::test(start_paused = true)]
