@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 use axum::serve::Listener;
 use tokio::net::{TcpStream, UnixStream, unix};
 
-use crate::shortage::{SHORTAGE, concerns_one_connection};
-use crate::{Connection, TcpListener, UnixListener};
+use crate::{Connection, TcpListener, UnixListener, pause_after};
 
 macro_rules! serve {
     ($listener:ty, $stream:ty, $address:ty) => {
@@ -18,8 +17,11 @@ macro_rules! serve {
                 loop {
                     match <$listener>::accept(self).await {
                         Ok(accepted) => return accepted,
-                        Err(error) if concerns_one_connection(&error) => {}
-                        Err(_) => tokio::time::sleep(SHORTAGE).await,
+                        Err(error) => {
+                            if let Some(pause) = pause_after(&error) {
+                                tokio::time::sleep(pause).await;
+                            }
+                        }
                     }
                 }
             }

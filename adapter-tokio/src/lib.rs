@@ -58,8 +58,6 @@ mod datagram;
 pub mod http;
 mod listener;
 mod runtime;
-#[cfg(any(feature = "axum08", feature = "http"))]
-mod shortage;
 mod source;
 
 pub use connection::Connection;

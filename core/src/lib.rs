@@ -78,6 +78,7 @@ mod protocol;
 mod raw;
 mod registry;
 mod runtime;
+mod shortage;
 #[cfg(feature = "signals")]
 mod signal_pipe;
 mod sockets;
@@ -102,6 +103,7 @@ pub use outcome::{Exit, RestartError, ServerOutput, Steps, Takeover};
 pub use policy::{Policy, Verb};
 pub use registry::{Claim, Origin};
 pub use runtime::{Datagrams, Listener, Runtime, Signal, Sockets};
+pub use shortage::pause_after;
 #[cfg(feature = "signals")]
 pub use signal_pipe::SignalPipe;
 #[doc(hidden)]

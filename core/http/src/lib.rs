@@ -4,12 +4,20 @@ mod answer;
 mod close;
 mod connections;
 mod io;
+mod runtime;
 mod seen;
+mod serve;
 mod server;
+mod service;
 
 pub use close::{Close, CloseFuture, CloseLayer};
 pub use connections::{Connections, Counts};
+#[doc(no_inline)]
+pub use handover_core::Drain;
+pub use runtime::{Accept, Adapt, Spawn, Tasks};
+pub use serve::{Plain, Serve};
 pub use server::Server;
+pub use service::HyperToTower;
 
 /// Types that occur in bounds and are of no use otherwise.
 #[doc(hidden)]

@@ -98,6 +98,10 @@ impl<E> Server<E> {
         &self.drain
     }
 
+    pub(crate) fn timer(&self) -> &(dyn Timer + Send + Sync) {
+        &*self.timer
+    }
+
     /// Serves one connection to its end, or to the drain deadline.
     ///
     /// After an upgrade the future ends, and `io` lives on inside hyper's `Upgraded`, wrapped: it
