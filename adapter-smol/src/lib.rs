@@ -1,7 +1,7 @@
 //! Handover for smol: a server replaces its own process without its clients noticing.
 //!
 //! It is not an executor and does not need smol's: it works wherever async-io does, and spawns
-//! nothing.
+//! nothing (the module `http` gives its tasks to an executor of the program's).
 //!
 //! ```no_run
 //! use handover_smol::Connection;
