@@ -68,8 +68,13 @@ impl Drain {
         self.reached(Stage::Over)
     }
 
-    /// Resolves at the drain deadline, for tasks that would outlive
-    /// [`run`](crate::Start::run).
+    /// Resolves at the drain deadline, at [`quit`](crate::Handle::quit), and when
+    /// [`run`](crate::Start::run) has ended or was dropped: nothing waits any more.
+    ///
+    /// For programs that live on after `run`: a task that they spawned for a connection does so
+    /// too, and holds the connection open, unless it waits for this beside its work and then drops
+    /// it. (`http::serve` does. Where the process ends after `run`, so do all its tasks.) What is
+    /// dropped here was counted in [`Exit::cut`](crate::Exit::cut) already.
     pub fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
         self.reached(Stage::Cut)
     }

@@ -94,7 +94,7 @@ impl<R: Runtime> Drop for Driver<R> {
         // Nobody steers the gates any more. If the process lives on, it must not be in the way.
         self.parts.shared.registry.end();
         self.parts.shared.state.set(Some(State::Exited));
-        if self.parts.shared.drain.stage() < Stage::Cut && self.end.is_none() {
+        if self.parts.shared.drain.stage() < Stage::Cut {
             self.parts.shared.drain.set(Stage::Cut);
         }
         if let Some(successor) = &mut self.successor
