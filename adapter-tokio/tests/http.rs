@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use handover_tokio::{Handle, Policy, http};
 use hyper::body::Incoming;
-use hyper::{Request, Response};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -110,6 +111,38 @@ async fn a_stop_lets_idle_connections_ask_once_more() {
     drop(client);
     let exit = exit.await.unwrap();
     assert_eq!((exit.cut, connections.open()), (0, 0));
+}
+
+#[tokio::test(flavor = "local")]
+async fn a_lame_duck_lets_clients_in_and_tells_load_balancers_that_it_goes() {
+    let policy = Policy::new()
+        .without_signals()
+        .instance("duck")
+        .stop_linger(Duration::ZERO)
+        .lame_duck(Duration::from_millis(500));
+    let start = handover_tokio::start_with(policy).unwrap();
+    let listener = start.listen_tcp("web", "127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (handle, asked) = (start.handle(), start.handle());
+    // A hyper service: what a health endpoint says.
+    let ready = http::HyperToTower::new(service_fn(move |_| {
+        let mut answer = Response::new(String::from("\n"));
+        if !asked.is_ready() {
+            *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        std::future::ready(Ok::<_, Infallible>(answer))
+    }));
+    let server = http::serve(listener, ready);
+    let exit = tokio::task::spawn_local(async { start.run(server).await.unwrap() });
+    let look = async || ask(&mut TcpStream::connect(address).await.unwrap()).await;
+    assert!(look().await.starts_with("HTTP/1.1 200 "));
+
+    handle.stop();
+    while handle.is_ready() {
+        tokio::task::yield_now().await;
+    }
+    assert!(look().await.starts_with("HTTP/1.1 503 "));
+    assert_eq!(exit.await.unwrap().cut, 0);
 }
 
 #[tokio::test(flavor = "local")]
