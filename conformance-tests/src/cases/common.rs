@@ -9,7 +9,7 @@ use crate::client::{Load, Running, Target};
 use crate::hygiene::{self, Belongings};
 use crate::signal::{Exit, Signal};
 use crate::timeline::Event;
-use crate::{Context, Failure, Scenario, ensure, poll_until};
+use crate::{Context, Failure, Scenario, Stamp, ensure, poll_until};
 
 /// For what happens at once, on a machine that may be so busy that it does nothing of ours for
 /// seconds: only what hangs reaches it.
@@ -17,12 +17,13 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// For a whole case.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Does a thing again that was interrupted. A socket with a time limit is: where this process is
-/// stopped and goes on, the kernel takes up a wait again by itself only without one.
+/// Does a thing again that was interrupted, for a while. A socket with a time limit is: where this
+/// process is stopped and goes on, the kernel takes up a wait again by itself only without one.
 pub(crate) fn uninterrupted<T>(mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = Stamp::now() + SOON;
     loop {
         match act() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted && Stamp::now() < until => {}
             other => return other,
         }
     }

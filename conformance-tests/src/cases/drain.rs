@@ -335,7 +335,7 @@ fn stop_of_replaced(case: &Context) -> Result<(), Failure> {
     ensure!(number(&exit, "cut")? == 0, "{exit}");
 
     // With something that does not end: the stop's deadline holds.
-    case.set_scenario(&long.with("policy.stop_drain", 1_000))?;
+    case.set_scenario(&long.with("policy.stop_linger", 500).with("policy.stop_drain", 1_000))?;
     let fourth = restart(case, third.pid)?;
     case.signal(third.pid, Signal::TERM)?;
     wait_left(case, third.pid)?;

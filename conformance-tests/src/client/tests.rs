@@ -183,7 +183,7 @@ fn a_stall_makes_all_due_requests_late() {
     });
     let load =
         Load::builder(target).fresh(500.0).late_after(Duration::from_millis(100)).start().unwrap();
-    load.wait_for_answers(20, SOON).unwrap();
+    load.wait_until(SOON, |report| report.ok() == 20).unwrap();
     answer.send(()).unwrap();
     load.wait_for_answers(500, SOON).unwrap();
     let report = load.stop();
@@ -234,7 +234,7 @@ fn a_close_between_requests_is_seen_and_no_race() {
     });
     // However late the close is, the next request is later.
     let load = Load::builder(target).kept(8, SOON..SOON * 2).start().unwrap();
-    load.wait_for_answers(8, SOON).unwrap();
+    load.wait_until(SOON, |report| report.ok() == 8).unwrap();
     let closed = || load.snapshot().groups[0].idle_closes;
     crate::poll_until(SOON, "the closes", || (closed() == 8).then_some(())).unwrap();
     let report = load.stop();
