@@ -60,9 +60,9 @@ mod wait;
 pub use datagram::{UdpSocket, UnixDatagram};
 pub use handover_core::*;
 pub use listener::{TcpListener, UnixListener};
-pub use runtime::{Signals, Threads, Timer, Watch};
+pub use runtime::{Signals, Threads, Timer};
 pub use start::Start;
-pub use wait::block_on;
+pub use wait::{Watch, block_on};
 
 /// A view of a running instance. See [`handover_core::Handle`].
 pub type Handle = handover_core::Handle<Threads>;

@@ -2,14 +2,13 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::Stream;
 use handover_core::{Runtime, Signal, SignalPipe, Sockets};
 
-use super::wait::{Interest, wake_at};
+use super::wait::{Moment, Watch};
 use super::{TcpListener, UdpSocket, UnixDatagram, UnixListener};
 
 /// Plain threads, as the driver sees them: whatever [`block_on`](super::block_on) can wait for.
@@ -26,15 +25,15 @@ impl Runtime for Threads {
     }
 
     fn timer(&self, at: Instant) -> Timer {
-        Timer(Arc::new(at))
+        Timer(Watch::new(Moment(at)))
     }
 
     fn signals(&self, signals: &[Signal]) -> io::Result<Signals> {
-        SignalPipe::new(signals).map(|pipe| Signals(Arc::new(pipe)))
+        SignalPipe::new(signals).map(Watch::new)
     }
 
     fn watch(&self, descriptor: OwnedFd) -> io::Result<Watch> {
-        Ok(Watch(Arc::new(descriptor)))
+        Ok(Watch::new(descriptor))
     }
 
     fn poll_readable<T>(
@@ -42,15 +41,7 @@ impl Runtime for Threads {
         context: &mut Context<'_>,
         mut operation: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> Poll<io::Result<T>> {
-        match operation(watch.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                match wake_at(Interest::Readable(watch.0.clone()), context.waker()) {
-                    Ok(()) => Poll::Pending,
-                    Err(error) => Poll::Ready(Err(error)),
-                }
-            }
-            result => Poll::Ready(result),
-        }
+        watch.poll_with(context, |descriptor| operation(descriptor.as_fd()))
     }
 }
 
@@ -63,43 +54,29 @@ impl Sockets for Threads {
 
 /// A timer.
 #[derive(Debug)]
-pub struct Timer(Arc<Instant>);
+pub struct Timer(Watch<Moment>);
 
 impl Future for Timer {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let time = Interest::Time(Arc::clone(&self.0));
-        if *self.0 <= Instant::now() || wake_at(time, context.waker()).is_err() {
-            return Poll::Ready(());
-        }
-        Poll::Pending
+        let waited = self.0.poll_with(context, |moment| match moment.0 <= Instant::now() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        waited.map(drop)
     }
 }
 
 /// Caught signals, as a stream.
-#[derive(Debug)]
-pub struct Signals(Arc<SignalPipe>);
+pub type Signals = Watch<SignalPipe>;
 
 impl Stream for Signals {
     type Item = Signal;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Signal>> {
-        let signal = self.0.take();
-        if signal.is_none() && wake_at(Interest::Readable(self.0.clone()), context.waker()).is_ok()
-        {
-            return Poll::Pending;
-        }
-        Poll::Ready(signal)
-    }
-}
-
-/// A watched descriptor.
-#[derive(Debug)]
-pub struct Watch(Arc<OwnedFd>);
-
-impl AsFd for Watch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        (*self.0).as_fd()
+        let taken = self
+            .poll_with(context, |pipe| pipe.take().ok_or_else(|| io::ErrorKind::WouldBlock.into()));
+        taken.map(Result::ok)
     }
 }

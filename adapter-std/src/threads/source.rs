@@ -1,12 +1,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use handover_core::Source;
 use rustix::event::epoll;
 
-use super::wait::{Interest, wake_at};
+use super::wait::Watch;
 
 /// A socket with an epoll instance around it.
 ///
@@ -14,7 +13,7 @@ use super::wait::{Interest, wake_at};
 /// closes, while they go on waiting, and no copy of its descriptor stays behind with them.
 pub(crate) struct Polled<T> {
     socket: T,
-    epoll: Arc<OwnedFd>,
+    epoll: Watch,
 }
 
 impl<T> Polled<T> {
@@ -24,15 +23,7 @@ impl<T> Polled<T> {
         context: &Context<'_>,
         operation: impl FnOnce(&T) -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
-        match operation(&self.socket) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                match wake_at(Interest::Readable(self.epoll.clone()), context.waker()) {
-                    Ok(()) => Poll::Pending,
-                    Err(error) => Poll::Ready(Err(error)),
-                }
-            }
-            result => Poll::Ready(result),
-        }
+        self.epoll.poll_with(context, |_| operation(&self.socket))
     }
 }
 
@@ -52,11 +43,11 @@ where
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(0);
         epoll::add(&epoll, &descriptor, data, epoll::EventFlags::IN)?;
-        Ok(Self { socket: descriptor.into(), epoll: Arc::new(epoll) })
+        Ok(Self { socket: descriptor.into(), epoll: Watch::new(epoll) })
     }
 
     fn detach(self) -> io::Result<OwnedFd> {
-        epoll::delete(&*self.epoll, &self.socket)?;
+        epoll::delete(&self.epoll, &self.socket)?;
         Ok(self.socket.into())
     }
 }
