@@ -1,9 +1,12 @@
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use event_listener::{Event, listener};
+use rustix::event::{EventfdFlags, eventfd};
 
 /// How far the draining of a process has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,11 +31,14 @@ pub struct Drain(Arc<Shared>);
 struct Shared {
     stage: AtomicU8,
     changed: Event,
+    /// For those that wait for descriptors, if there are any.
+    over: OnceLock<OwnedFd>,
 }
 
 impl Drain {
     pub(crate) fn new() -> Self {
-        Drain(Arc::new(Shared { stage: AtomicU8::new(0), changed: Event::new() }))
+        let (stage, changed) = (AtomicU8::new(0), Event::new());
+        Drain(Arc::new(Shared { stage, changed, over: OnceLock::new() }))
     }
 
     /// A drain signal that belongs to no instance, to test a server with, and what sets its stage.
@@ -79,6 +85,29 @@ impl Drain {
         self.reached(Stage::Cut)
     }
 
+    /// The same as [`over`](Self::over), for what waits with poll(2) or in an event loop of its own:
+    /// a descriptor that becomes readable then, and stays so. It is one for all clones of this
+    /// drain signal, made at the first call: any number of threads can wait for it beside the
+    /// connection that each of them serves. Only wait for it: there is nothing in it to read.
+    ///
+    /// # Errors
+    /// No more descriptors can be had.
+    pub fn over_descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        if let Some(over) = self.0.over.get() {
+            return Ok(over.as_fd());
+        }
+        // As a semaphore, so that whoever reads it all the same takes nothing from the others.
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE;
+        let made = eventfd(0, flags)?;
+        let over = self.0.over.get_or_init(|| made);
+        // Either `set` sees the descriptor, or this sees the stage.
+        fence(Ordering::SeqCst);
+        if self.stage() >= Stage::Over {
+            make_readable(over);
+        }
+        Ok(over.as_fd())
+    }
+
     fn reached(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<> {
         let drain = self.clone();
         async move {
@@ -94,7 +123,18 @@ impl Drain {
     pub(crate) fn set(&self, stage: Stage) {
         self.0.stage.store(stage as u8, Ordering::Release);
         self.0.changed.notify(usize::MAX);
+        fence(Ordering::SeqCst);
+        if stage >= Stage::Over
+            && let Some(over) = self.0.over.get()
+        {
+            make_readable(over);
+        }
     }
+}
+
+fn make_readable(over: &OwnedFd) {
+    // It fails only if it was done before.
+    let _ = rustix::io::write(over, &(u64::MAX - 1).to_ne_bytes());
 }
 
 impl fmt::Debug for Drain {
