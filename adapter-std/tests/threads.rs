@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed test is to panic")]
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, UdpSocket};
-use std::os::fd::AsFd;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::mpsc;
@@ -12,7 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use futures::StreamExt;
-use handover_std::threads::{Address, Event, Policy, Start, block_on, start_with};
+use handover_std::threads::{
+    Address, Drain, Event, Next, Policy, Stage, Start, block_on, close, start_with, wait_readable,
+};
 
 fn start() -> Start {
     let policy = Policy::new().without_signals().stop_linger(Duration::ZERO);
@@ -177,4 +179,153 @@ fn a_shared_listener_stays_non_blocking_and_its_connections_block() {
             handle.stop();
         })
         .unwrap();
+}
+
+#[test]
+fn an_idle_connection_stays_until_it_is_over() {
+    const CLIENTS: usize = 30;
+    let policy = Policy::new().without_signals().stop_linger(Duration::from_millis(300));
+    let start = start_with(policy).unwrap();
+    let listener = start.listen_tcp("web", "127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (handle, drain) = (start.handle(), start.drain());
+    let clients = thread::spawn({
+        let drain = drain.clone();
+        move || {
+            let ask = |mut client: &TcpStream| {
+                client.write_all(b"ping").unwrap();
+                client.read_exact(&mut [0; 4]).unwrap();
+            };
+            let clients: Vec<_> =
+                (0..CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
+            clients.iter().for_each(ask);
+            handle.stop();
+            block_on(drain.closing()).unwrap();
+            // Nobody has told them yet.
+            clients.iter().for_each(ask);
+            for mut client in &clients {
+                assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            }
+            assert!(drain.stage() >= Stage::Over);
+        }
+    });
+    let (sender, ended) = mpsc::channel();
+    start
+        .run(move || {
+            for connection in listener.incoming() {
+                let (connection, drain, sender) =
+                    (connection.unwrap(), drain.clone(), sender.clone());
+                thread::spawn(move || {
+                    let end = loop {
+                        match wait_readable(&connection, &drain, None).unwrap() {
+                            Next::Readable => {
+                                (&connection).read_exact(&mut [0; 4]).unwrap();
+                                (&connection).write_all(b"pong").unwrap();
+                            }
+                            end => break end,
+                        }
+                    };
+                    sender.send(end).unwrap();
+                });
+            }
+        })
+        .unwrap();
+    clients.join().unwrap();
+    assert_eq!(ended.iter().collect::<Vec<_>>(), [Next::Over; CLIENTS]);
+}
+
+fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener.accept().unwrap().0, client)
+}
+
+#[test]
+fn a_rollback_ends_no_wait() {
+    let (drain, set) = Drain::manual();
+    let (server, _client) = connected();
+    let (sender, ended) = mpsc::channel();
+    let waiting = drain.clone();
+    thread::spawn(move || sender.send(wait_readable(&server, &waiting, None).unwrap()));
+    for stage in [Stage::Closing, Stage::Open, Stage::Closing] {
+        set(stage);
+        let patience = Duration::from_millis(30);
+        assert_eq!(ended.recv_timeout(patience), Err(mpsc::RecvTimeoutError::Timeout));
+    }
+    set(Stage::Over);
+    assert_eq!(ended.recv().unwrap(), Next::Over);
+}
+
+#[test]
+fn what_has_come_is_served_also_when_it_is_over() {
+    let (drain, set) = Drain::manual();
+    let (server, mut client) = connected();
+    let look = |timeout| wait_readable(&server, &drain, Some(timeout)).unwrap();
+    assert_eq!(look(Duration::ZERO), Next::Nothing);
+    let began = Instant::now();
+    assert_eq!(look(Duration::from_millis(20)), Next::Nothing);
+    assert!(began.elapsed() >= Duration::from_millis(20));
+
+    client.write_all(b"half a re").unwrap();
+    set(Stage::Over);
+    assert_eq!(look(Duration::MAX), Next::Readable);
+    let mut reader = BufReader::new(&server);
+    assert_eq!(reader.fill_buf().unwrap(), b"half a re");
+    // The server has it in its buffer, and reads on.
+    assert_eq!(look(Duration::MAX), Next::Over);
+    let rest = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
+        client.write_all(b"quest\n").unwrap();
+        client
+    });
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    assert_eq!(line, "half a request\n");
+    assert_eq!(look(Duration::MAX), Next::Over);
+    // The client's end is something to read.
+    drop(rest.join().unwrap());
+    assert_eq!(look(Duration::MAX), Next::Readable);
+}
+
+#[test]
+fn all_wait_for_one_descriptor_and_nobody_takes_it_from_the_others() {
+    let (drain, set) = Drain::manual();
+    let number = drain.over_descriptor().unwrap().as_raw_fd();
+    assert_eq!(drain.clone().over_descriptor().unwrap().as_raw_fd(), number);
+    set(Stage::Over);
+    rustix::io::read(drain.over_descriptor().unwrap(), &mut [0; 8]).unwrap();
+    let (late, set) = Drain::manual();
+    set(Stage::Cut);
+    for drain in [drain, late] {
+        let (server, _client) = connected();
+        assert_eq!(wait_readable(&server, &drain, None).unwrap(), Next::Over);
+    }
+}
+
+#[test]
+fn the_last_answer_is_not_lost_to_a_reset() {
+    let (mut server, mut client) = connected();
+    // The client has sent more than the server has read, and goes on.
+    client.write_all(&[b'x'; 100_000]).unwrap();
+    server.write_all(b"the last answer").unwrap();
+    let began = Instant::now();
+    let closing = thread::spawn(move || close(server, Duration::from_secs(60)));
+    client.write_all(&[b'x'; 100_000]).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "the last answer");
+    drop(client);
+    closing.join().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn nobody_keeps_a_close_waiting() {
+    let (server, silent) = connected();
+    close(server, Duration::from_millis(50));
+    let (server, mut busy) = connected();
+    let sending = thread::spawn(move || while busy.write_all(&[b'x'; 4096]).is_ok() {});
+    close(server, Duration::from_millis(50));
+    sending.join().unwrap();
+    drop(silent);
 }

@@ -34,23 +34,25 @@
 //!   `incoming` ends.
 //! - A thread that serves a connection when the drain deadline comes is not waited for, and ends
 //!   with the process.
-//! - A connection that reads cannot be told that the process drains: look at [`Drain::stage`] after
-//!   each answer, and while idle (with a read timeout).
+//! - A thread in a read cannot be told that the process drains. Between two requests
+//!   [`wait_readable`] waits for either, for servers that keep connections alive; [`close`] ends one
+//!   after its last answer without a reset.
 //!
 //! # How it is built
 //!
 //! [`Start::run`] starts one thread, `server`, for the closure, and waits on its own. Waiting is
-//! always poll(2) on the thread that waits, with a descriptor for wake-ups for each of them; nothing
-//! else is shared. Every listener that somebody accepts from has an epoll instance around it, from
-//! which the socket can be taken while threads wait. Signals are caught by `signal-hook`, which
-//! leaves the handlers of others alone. `O_NONBLOCK` of shared sockets is never changed; accepted
-//! streams block.
+//! always poll(2) on the thread that waits, with a descriptor for wake-ups for each of them;
+//! [`wait_readable`] needs none of its own, and waits for one that all share. Every listener that
+//! somebody accepts from has an epoll instance around it, from which the socket can be taken while
+//! threads wait. Signals are caught by `signal-hook`, which leaves the handlers of others alone.
+//! `O_NONBLOCK` of shared sockets is never changed; accepted streams block.
 //!
 //! # Platforms
 //!
 //! Linux, as [`handover_core`].
 
 mod datagram;
+mod idle;
 mod listener;
 mod runtime;
 mod source;
@@ -59,6 +61,7 @@ mod wait;
 
 pub use datagram::{UdpSocket, UnixDatagram};
 pub use handover_core::*;
+pub use idle::{Next, close, wait_readable};
 pub use listener::{TcpListener, UnixListener};
 pub use runtime::{Signals, Threads, Timer};
 pub use start::Start;
@@ -81,7 +84,11 @@ pub fn start() -> Result<Start> {
 /// # Errors
 /// Those of [`Start::new`](handover_core::Start::new).
 pub fn start_with(policy: Policy) -> Result<Start> {
-    handover_core::Start::new(Threads, policy).map(Start::from)
+    let start = handover_core::Start::new(Threads, policy)?;
+    // Before connections race for numbers: it then has the same in every generation. Without it,
+    // the first wait tries again.
+    let _ = start.drain().over_descriptor();
+    Ok(start.into())
 }
 
 fn given_up() -> std::io::Error {
