@@ -4,18 +4,18 @@
 //! It takes its address from `ADDR`.
 
 use std::error::Error;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process;
 use std::thread;
 use std::time::Duration;
 
-use handover::threads::{Connection, Drain, Stage};
+use handover::threads::{self, Connection, Drain, Next};
 
-/// How often a connection that waits for its next request looks whether it should go.
-const GLANCE: Duration = Duration::from_millis(250);
-/// How long a client may take for a part of its request.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client may be silent between two requests.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long it may take for a part of a request, or to take the last answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -41,11 +41,14 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 fn serve(connection: Connection<TcpStream>, drain: &Drain) -> io::Result<()> {
+    connection.set_read_timeout(Some(PATIENCE))?;
     let mut connection = BufReader::new(connection);
-    while has_request(&mut connection, drain)? {
-        let (close, status, body) = answer(&mut connection)?;
-        let (close, token) =
-            if close || drain.is_closing() { (true, "close") } else { (false, "keep-alive") };
+    while has_more(&connection, drain, IDLE)? && !connection.fill_buf()?.is_empty() {
+        let (wants_close, status, body) = answer(&mut connection)?;
+        // A client that has sent its next request already would not be told in time.
+        let close =
+            wants_close || drain.is_closing() && !has_more(&connection, drain, Duration::ZERO)?;
+        let token = if close { "close" } else { "keep-alive" };
         let length = body.len();
         connection.get_mut().write_all(
             format!(
@@ -54,34 +57,21 @@ fn serve(connection: Connection<TcpStream>, drain: &Drain) -> io::Result<()> {
             .as_bytes(),
         )?;
         if close {
+            threads::close(connection.into_inner(), PATIENCE);
             break;
         }
     }
     Ok(())
 }
 
-/// Waits for the next request, as long as one may come.
-fn has_request(
-    connection: &mut BufReader<Connection<TcpStream>>,
+/// Waits until something has come, as long as something may.
+fn has_more(
+    connection: &BufReader<Connection<TcpStream>>,
     drain: &Drain,
+    timeout: Duration,
 ) -> io::Result<bool> {
-    connection.get_ref().set_read_timeout(Some(GLANCE))?;
-    loop {
-        match connection.fill_buf() {
-            Ok(bytes) => {
-                let come = !bytes.is_empty();
-                connection.get_ref().set_read_timeout(Some(PATIENCE))?;
-                return Ok(come);
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if drain.stage() >= Stage::Over {
-                    return Ok(false);
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    Ok(!connection.buffer().is_empty()
+        || threads::wait_readable(connection.get_ref(), drain, Some(timeout))? == Next::Readable)
 }
 
 /// Reads a request: whether the client wants it to be the last, the answer's status and its body.
