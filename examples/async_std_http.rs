@@ -10,11 +10,18 @@ use std::pin::pin;
 use std::process;
 use std::time::Duration;
 
+use async_std::io::timeout;
 use async_std::net::TcpStream;
 use async_std::task;
+use futures::FutureExt;
 use futures::future::{Either, select};
 use futures::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy, sink};
 use handover::async_std::{Connection, Drain};
+
+/// How long a client may be silent between two requests.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long it may take to read the last answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -48,14 +55,20 @@ async fn accept() -> Result<(), Box<dyn Error + Send + Sync>> {
 async fn serve(connection: Connection<TcpStream>, drain: Drain) -> io::Result<()> {
     let mut connection = BufReader::new(connection);
     while has_request(&mut connection, &drain).await? {
-        let (close, status, body) = answer(&mut connection).await?;
-        let (close, token) =
-            if close || drain.is_closing() { (true, "close") } else { (false, "keep-alive") };
+        let (wants_close, status, body) = answer(&mut connection).await?;
+        // A client that has sent its next request already would not be told in time.
+        let close =
+            wants_close || drain.is_closing() && connection.fill_buf().now_or_never().is_none();
+        let token = if close { "close" } else { "keep-alive" };
         let length = body.len();
         let head =
             format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: {token}\r\n\r\n");
         connection.get_mut().write_all((head + &body).as_bytes()).await?;
         if close {
+            // Ends this side, and takes what still comes: a close at once would reset the
+            // connection if there is something, and the answer could be lost.
+            connection.close().await?;
+            timeout(PATIENCE, copy(&mut connection, &mut sink())).await?;
             break;
         }
     }
@@ -67,7 +80,8 @@ async fn has_request(
     connection: &mut BufReader<Connection<TcpStream>>,
     drain: &Drain,
 ) -> io::Result<bool> {
-    match select(connection.fill_buf(), pin!(drain.over())).await {
+    // If both have come, the request is served.
+    match select(connection.fill_buf(), pin!(timeout(IDLE, drain.over().map(Ok)))).await {
         Either::Left((bytes, _)) => bytes.map(|bytes| !bytes.is_empty()),
         Either::Right(_) => Ok(false),
     }
