@@ -122,7 +122,10 @@ const WATCHED: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_millis(200);
 
 fn waiting(case: &Context) -> Result<(), Failure> {
-    let long = plain().with("policy.probation", 20_000).with("policy.linger", 20_000);
+    let long = plain()
+        .with("policy.probation", 600_000)
+        .with("policy.linger", 600_000)
+        .with("policy.drain", 600_000);
     let first = start(case, &long)?;
     talk::get(first.address()?, "/")?;
     works_little(first.pid, "serves")?;
@@ -134,35 +137,36 @@ fn waiting(case: &Context) -> Result<(), Failure> {
     works_little(first.pid, "drains")?;
     works_little(second.pid, "serves after a takeover")?;
     drop(silent);
-    case.command(first.pid, "unguard", &[])?;
     case.signal(first.pid, Signal::TERM)?;
+    case.command(first.pid, "unguard", &[])?;
     wait_left(case, first.pid)?;
     stop(case, second.pid)
 }
 
 fn works_little(pid: u32, doing: &str) -> Result<(), Failure> {
     let began = (Stamp::now(), processor_time(pid)?);
-    let (mut looks, mut awake) = (0, 0);
-    poll_until(SOON, "a second without work", || {
-        looks += 1;
-        awake += u32::from(wants_to_run(pid));
-        (Stamp::now().since(began.0) >= WATCHED).then_some(())
-    })?;
-    let worked = processor_time(pid)?.saturating_sub(began.1);
-    // Where others take the processor away, who wants it all the time gets little of it.
+    // Where others take the processor away, who wants it all the time gets little of it: then it is
+    // watched until it has had some, or has been seen asleep.
+    let (mut asleep, mut worked) = (0, Duration::ZERO);
+    let _ = poll_until(SOON, "a process that sleeps", || {
+        asleep += u32::from(sleeps(pid));
+        worked = processor_time(pid).ok()?.saturating_sub(began.1);
+        let is_over = Stamp::now().since(began.0) >= WATCHED;
+        (is_over && (asleep > 1 || worked >= IDLE)).then_some(())
+    });
     ensure!(
-        worked < IDLE && awake < looks / 2,
+        worked < IDLE && asleep > 1,
         "process {pid} {doing}, has nothing to do, and took {worked:?} of processor time within \
-         {WATCHED:?}, awake in {awake} of {looks} looks: its task is woken again and again"
+         {WATCHED:?} or little more: its task is woken again and again"
     );
     Ok(())
 }
 
-/// Whether a thread of the process runs, or waits for a processor.
-fn wants_to_run(pid: u32) -> bool {
+/// Whether no thread of the process runs or waits for a processor.
+fn sleeps(pid: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-    stats.into_iter().any(|stat| stat.rsplit_once(") ").is_some_and(|(_, it)| it.starts_with('R')))
+    stats.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, it)| it.starts_with('S')))
 }
 
 /// The processor time of all threads of a process.

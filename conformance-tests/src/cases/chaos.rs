@@ -42,6 +42,8 @@ const SECONDS: &str = "HANDOVER_CHAOS_SECONDS";
 const SEED: &str = "HANDOVER_CHAOS_SEED";
 /// How long after a death its clients may notice it, on a machine that is busy.
 const NOTICE: Duration = Duration::from_secs(3);
+/// How much later than it was decided a step may be told.
+const LATE: Duration = Duration::from_secs(1);
 /// How much of the timeline a failure shows.
 const SHOWN: Duration = Duration::from_secs(12);
 /// How many losses are told in full: more than any run that is not hopeless has.
@@ -416,7 +418,7 @@ impl<'a> Chaos<'a> {
                     && event.get("inherited").is_some_and(|names| names.contains("web"));
                 settled |= whose == old
                     && event.get("event") == Some("settle")
-                    && event.at <= death + Duration::from_millis(100);
+                    && event.at <= death + LATE;
                 false
             });
             let processes = self.case.processes();

@@ -419,7 +419,8 @@ fn protocol(case: &Context, words: &str, detail: &str) -> Result<(), Failure> {
 }
 
 fn helper(case: &Context) -> Result<(), Failure> {
-    let first = start(case, &plain())?;
+    // Long enough for the last of them to die within it.
+    let first = start(case, &plain().with("policy.probation", 20_000))?;
     for at in ["at.born", "at.claimed"] {
         let before = answering(case, &first)?;
         let load = load(case, first.address()?)?;
@@ -460,7 +461,7 @@ fn helper(case: &Context) -> Result<(), Failure> {
         process.wait_gone(SOON)?;
         let _ = process.reap();
     }
-    finish(case, again, first.pid)
+    finish_soon(case, again, first.pid)
 }
 
 fn wrapped(case: &Context) -> Result<(), Failure> {

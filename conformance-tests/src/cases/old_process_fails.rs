@@ -210,8 +210,9 @@ fn draining(case: &Context) -> Result<(), Failure> {
 fn at_any_moment(case: &Context) -> Result<(), Failure> {
     // The moments between the steps that can be waited for: an event of the restart, and then the
     // kill at once. Which step that meets is left to chance; that one serves is not.
-    let first = start(case, &plain())?;
-    let scenario = at(&first)?.with("state", 100_000);
+    // Long enough for who was replaced to be killed, and not to have left.
+    let first = start(case, &plain().with("policy.probation", 20_000))?;
+    let scenario = at(&first)?.with("policy.probation", 20_000).with("state", 100_000);
     case.set_scenario(&scenario)?;
     let mut server = first.pid;
     let address = first.address()?;

@@ -119,9 +119,9 @@ pub(crate) fn policy(scenario: &Scenario) -> Result<Policy, Failure> {
         .confirm(time("confirm", 30_000)?)
         .probation(time("probation", 200)?)
         .linger(time("linger", 5_000)?)
-        .drain(time("drain", 20_000)?)
+        .drain(time("drain", 120_000)?)
         .stop_linger(time("stop_linger", 5_000)?)
-        .stop_drain(time("stop_drain", 20_000)?);
+        .stop_drain(time("stop_drain", 120_000)?);
     if scenario.get("policy.generations").is_some() {
         policy = policy.generations(number(scenario, "policy.generations")?);
     }
