@@ -410,11 +410,11 @@ fn instant(case: &Context) -> Result<(), Failure> {
     // Nothing but its count keeps an old process alive once it was replaced.
     let hasty = plain().with("policy.probation", 0).with("policy.linger", 20_000);
     let first = start(case, &hasty)?;
-    let load = Load::builder(first.address()?).fresh(1_000.0).slow(4, Duration::from_millis(30));
+    let load = Load::builder(first.address()?).fresh(500.0).slow(4, Duration::from_millis(30));
     let load = case.start_load(load)?;
     load.wait_for_answers(100, SOON)?;
     let mut pid = first.pid;
-    for _ in 0..10 {
+    for _ in 0..20 {
         let next = restart(case, pid)?.pid;
         load.wait_for_successor(pid, SOON)?;
         let exit = wait_left(case, pid)?;
