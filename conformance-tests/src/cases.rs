@@ -8,6 +8,8 @@ mod descriptors;
 mod drain;
 mod frozen;
 mod http;
+#[cfg(feature = "http")]
+mod http2;
 mod manager;
 mod new_version_fails;
 mod old_process_fails;
@@ -15,6 +17,8 @@ pub(crate) mod pairs;
 mod serve;
 mod talk;
 mod terminal;
+#[cfg(feature = "tls")]
+mod tls;
 
 use crate::Case;
 
@@ -27,8 +31,16 @@ pub(crate) fn all() -> impl Iterator<Item = Case> {
         old_process_fails::CASES,
         at_the_same_time::CASES,
         http::CASES,
+        #[cfg(feature = "tls")]
+        tls::CASES,
         adapter::CASES,
         manager::CASES,
     ];
     groups.into_iter().flatten().copied().chain([chaos::case()])
+}
+
+/// Those about an adapter's own HTTP stack.
+#[cfg(feature = "http")]
+pub(crate) fn of_a_stack() -> impl Iterator<Item = Case> {
+    [http::OF_A_STACK, http2::CASES].into_iter().flatten().copied()
 }

@@ -93,6 +93,26 @@ pub struct Request {
 
 const MAX_HEAD: usize = 16 * 1024;
 
+impl Ask {
+    /// What a method and a path ask for.
+    #[must_use]
+    pub fn of(method: &str, path: &str) -> Self {
+        let number =
+            |prefix| path.strip_prefix(prefix).and_then(|number| number.parse::<usize>().ok());
+        match (method, path) {
+            ("GET", "/") => Self::Root,
+            ("GET", "/name") => Self::Name,
+            ("POST", "/upload") => Self::Upload,
+            ("GET", _) => match (number("/slow?ms="), number("/download?bytes=")) {
+                (Some(millis), _) => Self::Slow(Duration::from_millis(millis as u64)),
+                (_, Some(bytes)) => Self::Download(bytes),
+                _ => Self::Unknown,
+            },
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// Answers the requests on a connection until it ends.
 ///
 /// It does not spawn and may be dropped at any point, which cuts the connection.
@@ -270,21 +290,8 @@ pub fn parse(input: &[u8]) -> Result<Option<Request>, httparse::Error> {
             return Err(httparse::Error::HeaderValue);
         }
     }
-    let ask = match (request.method, request.path) {
-        (Some("GET"), Some("/")) => Ask::Root,
-        (Some("GET"), Some("/name")) => Ask::Name,
-        (Some("POST"), Some("/upload")) => Ask::Upload,
-        (Some("GET"), Some(path)) => ask_with_number(path).unwrap_or(Ask::Unknown),
-        _ => Ask::Unknown,
-    };
+    let ask = Ask::of(request.method.unwrap_or_default(), request.path.unwrap_or_default());
     Ok(Some(Request { ask, head, body, keep_alive, expects_continue }))
-}
-
-/// The number at the end of a path that has one.
-fn ask_with_number(path: &str) -> Option<Ask> {
-    let number = |prefix| path.strip_prefix(prefix).and_then(|number: &str| number.parse().ok());
-    let slow = number("/slow?ms=").map(|millis| Ask::Slow(Duration::from_millis(millis)));
-    slow.or_else(|| Some(Ask::Download(usize::try_from(number("/download?bytes=")?).ok()?)))
 }
 
 /// An HTTP answer.

@@ -46,6 +46,11 @@
 //!
 //! The command line is libtest's (filters, `--list`, `--exact`, `--test-threads`),
 //! for `cargo test` and `cargo nextest`, and `--report FILE` for a JSON account.
+//!
+//! # Features
+//!
+//! - `http`: `Conformance::http`, for cases about an adapter's own HTTP stack over hyper.
+//! - `tls`: cases about TLS, with rustls on ring.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test is to panic"))]
 
@@ -87,20 +92,31 @@ use server::Server;
 
 /// All the cases that an adapter must pass. Its name says which: `tokio`.
 pub fn suite(name: &'static str) -> Conformance {
-    Conformance { suite: Suite::new(name, cases::all()) }
+    Conformance { suite: Suite::new(name, cases::all()), http: None }
 }
 
 /// The suite of one adapter.
-#[derive(Debug)]
 #[must_use = "nothing runs before `main`"]
 pub struct Conformance {
     suite: Suite,
+    /// The program with the adapter's own HTTP stack.
+    http: Option<Served>,
 }
 
 impl Conformance {
     /// Skips a case that this adapter cannot pass, and says why.
     pub fn skip(mut self, case: &'static str, reason: &'static str) -> Self {
         self.suite = self.suite.skip(case, reason);
+        self
+    }
+
+    /// Adds the group `hyper`, for an adapter that offers HTTP over hyper to its users: the cases of
+    /// the group `http`, and those of HTTP/2, against that. The program is as for
+    /// [`main`](Self::main), and hands it to [`Server::run_http`].
+    #[cfg(feature = "http")]
+    pub fn http(mut self, program: impl FnOnce(&Server) -> Result<(), Failure> + 'static) -> Self {
+        self.suite = self.suite.and(cases::of_a_stack());
+        self.http = Some(Box::new(program));
         self
     }
 
@@ -113,7 +129,21 @@ impl Conformance {
         if let Some(code) = self.suite.faults() {
             return code;
         }
-        self.suite.main(|generation| program(&Server::enter(generation)?))
+        let http = self.http;
+        self.suite.main(|generation| {
+            let server = Server::enter(generation)?;
+            match (generation.scenario().get("server"), http) {
+                (None, _) => program(&server),
+                (Some("hyper"), Some(http)) => http(&server),
+                (Some(other), _) => Err(Failure::new(format!("there is no server `{other}`"))),
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for Conformance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Conformance").field("suite", &self.suite).finish_non_exhaustive()
     }
 }
 

@@ -33,6 +33,13 @@ impl Suite {
         Self { name, cases: cases.into_iter().collect(), skipped: Vec::new() }
     }
 
+    /// The same with more cases.
+    #[cfg(feature = "http")]
+    pub(crate) fn and(mut self, cases: impl IntoIterator<Item = Case>) -> Self {
+        self.cases.extend(cases);
+        self
+    }
+
     /// Skips a case that this subject cannot pass, and says why.
     #[must_use]
     pub fn skip(mut self, case: &'static str, reason: &'static str) -> Self {

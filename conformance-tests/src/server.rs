@@ -24,7 +24,7 @@
 //!
 //! | key | what |
 //! | --- | --- |
-//! | `listen` | list of `NAME KIND ADDRESS`; `KIND` is `tcp`, `tcp*8` (a group), `unix`, `seqpacket`, `udp`, `unix-datagram`, `file`, `pipe` (claims `NAME.r` and `NAME.w`). A relative path is in the case's folder, `@name` is abstract |
+//! | `listen` | list of `NAME KIND ADDRESS`; `KIND` is `tcp`, `tcp*8` (a group), `tls` (with the feature of that name; the keys of its session tickets are application state), `unix`, `seqpacket`, `udp`, `unix-datagram`, `file`, `pipe` (claims `NAME.r` and `NAME.w`). A relative path is in the case's folder, `@name` is abstract |
 //! | `policy.*` | `ready`, `spawn`, `hooks`, `abort`, `confirm`, `probation`, `linger`, `drain`, `stop_linger`, `stop_drain`, `generations`, `state_limit`, `instance`, `executable`, `unfollowed` |
 //! | `signals` | `off`, or a list of `NAME VERB` (`restart`, `stop`, `quit`, `hooks`, `none`) |
 //! | `hooks` | list of `before\|after EVENT ACTION`; `EVENT` as in `accept`, `roll-back`, `signal:USR1` |
@@ -34,6 +34,7 @@
 //! | `at.born`, `at.claimed`, `at.serving` | list of actions: before the program's own code, before `run`, after the first accept was allowed |
 //! | `own-signals` | list of signals that the program catches for itself, through the runtime |
 //! | `runtime` | on which runtime, in a binary that has several |
+//! | `server` | `hyper`: the adapter's own HTTP stack serves the `tcp` listeners (`Server::run_http`) |
 //! | `quiet` | `true`: no event for each listener |
 //! | `helped` | `true`: two tasks accept on each listener |
 //!
@@ -61,7 +62,7 @@
 //! `dropped` (`run`), `hook` (`when`,
 //! `event`, `action`), `acts` (`place`, `action`),
 //! `waits` (`place`), `closed` (a listener was given up), `exit`
-//! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `own signal` (`signal`).
+//! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `served` (how many `requests` came as far as the service of an HTTP stack), `own signal` (`signal`).
 //!
 //! # Commands
 //!
@@ -77,19 +78,31 @@ mod outcomes;
 mod packets;
 mod raw;
 mod serve;
+#[cfg(feature = "http")]
+mod service;
 mod setup;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+#[cfg(feature = "tls")]
+use std::sync::OnceLock;
+#[cfg(feature = "http")]
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::channel::mpsc;
+#[cfg(feature = "http")]
+use futures::future::FutureExt;
 use futures::future::{BoxFuture, Either, select};
 use handover_core::{Event, Exit, Policy, Signal, Sockets, Start};
 
 pub use serve::{AsyncSockets, BlockingSockets, ServerSockets};
+#[cfg(feature = "http")]
+pub use service::HttpService;
 
 use self::actions::{Act, Waits};
 use self::outcomes::{Blob, tell_outcome};
@@ -106,6 +119,9 @@ pub struct Server {
     hooks: Vec<Hook>,
     waits: Arc<Waits>,
     commands: Mutex<Option<mpsc::UnboundedReceiver<Command>>>,
+    /// Set before listeners are claimed, if one of them wants it.
+    #[cfg(feature = "tls")]
+    tls: OnceLock<Arc<tls::Config>>,
 }
 
 impl Server {
@@ -121,6 +137,8 @@ impl Server {
             hooks: setup::list(scenario, "hooks", Hook::parse)?,
             waits: Arc::clone(&waits),
             commands: Mutex::new(Some(receiver)),
+            #[cfg(feature = "tls")]
+            tls: OnceLock::new(),
             generation: generation.clone(),
         };
         let actor = generation.clone();
@@ -151,9 +169,43 @@ impl Server {
     /// # Errors
     ///
     /// Those of the start, which end this process as they would end any program's.
-    pub async fn run<R: AsyncSockets>(&self, mut start: Start<R>) -> Result<(), Failure> {
+    pub async fn run<R: AsyncSockets>(&self, start: Start<R>) -> Result<(), Failure> {
+        self.run_with(start, None).await
+    }
+
+    /// The same with an HTTP stack of the adapter's in place of the suite's own server, on TCP
+    /// listeners: `serve` is given each of them, with a tower service for it. What it gives back
+    /// serves for as long as it is polled.
+    ///
+    /// # Errors
+    ///
+    /// As for [`run`](Self::run).
+    #[cfg(feature = "http")]
+    pub async fn run_http<R: AsyncSockets, F>(
+        &self,
+        start: Start<R>,
+        mut serve: impl FnMut(R::TcpListener, HttpService<R>) -> F + Send + 'static,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let begun = Arc::new(AtomicU64::new(0));
+        let total = Arc::clone(&begun);
+        let stack: serve::Stack<R> = Box::new(move |listener, answers| {
+            Box::pin(serve(listener, HttpService::new(answers, Arc::clone(&begun))).map(drop))
+        });
+        let result = self.run_with(start, Some(stack)).await;
+        self.generation.tell("served", &[("requests", &total.load(Ordering::Relaxed))]);
+        result
+    }
+
+    async fn run_with<R: AsyncSockets>(
+        &self,
+        mut start: Start<R>,
+        stack: Option<serve::Stack<R>>,
+    ) -> Result<(), Failure> {
         self.prepare(&mut start)?;
-        let serving = serve::Serving::of_futures(self, &start)?;
+        let serving = serve::Serving::of_futures(self, &start, stack)?;
         if let Some(reason) = self.act_at("claimed")? {
             start.give_up(reason);
             return Err(Failure::new("gave up"));
@@ -239,6 +291,10 @@ impl Server {
             } else {
                 start.hand_over(move || Blob::<1>(provide()));
             }
+        }
+        #[cfg(feature = "tls")]
+        if self.listen.iter().any(|listen| listen.kind == setup::Kind::Tls) {
+            let _ = self.tls.set(tls::config(start)?);
         }
         let teller = generation.clone();
         start.on_restart(move |outcome| tell_outcome(&teller, "restart", None, outcome));

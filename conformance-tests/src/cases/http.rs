@@ -31,6 +31,9 @@ macro_rules! cases {
     ($($name:literal, $clause:literal, $run:ident;)*) => {
         pub(super) const CASES: &[Case] =
             &[$(case(concat!("http::", $name), $clause, |case| $run(case, &plain()))),*];
+        #[cfg(feature = "http")]
+        pub(super) const OF_A_STACK: &[Case] =
+            &[$(case(concat!("hyper::", $name), $clause, |case| $run(case, &over_a_stack()))),*];
     };
 }
 
@@ -56,6 +59,12 @@ cases! {
     "only_the_last_pipelined_answer_says_close",
         "pipelined requests: `close` only on the last answer",
         pipelined;
+}
+
+/// The adapter's own HTTP stack serves.
+#[cfg(feature = "http")]
+pub(super) fn over_a_stack() -> Scenario {
+    plain().with("server", "hyper")
 }
 
 /// Times that a client may think for, with room for a machine that is busy.
@@ -85,7 +94,7 @@ fn round(load: &Running) -> Result<(), Failure> {
 }
 
 /// Waits for the ends of processes that were replaced. They have cut nobody.
-fn all_left(case: &Context, pids: &[u32]) -> Result<(), Failure> {
+pub(super) fn all_left(case: &Context, pids: &[u32]) -> Result<(), Failure> {
     for &pid in pids {
         let exit = wait_left(case, pid)?;
         ensure!(number(&exit, "cut")? == 0, "process {pid}: {exit}");

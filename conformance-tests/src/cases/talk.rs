@@ -49,6 +49,12 @@ impl<S: Read + Write> Talk<S> {
         Self { stream, input: Vec::new() }
     }
 
+    /// The connection itself.
+    #[cfg(feature = "tls")]
+    pub(crate) fn stream(&self) -> &S {
+        &self.stream
+    }
+
     /// Sends a request and does not wait for its answer.
     pub(crate) fn ask(&mut self, path: &str) -> Result<(), Failure> {
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))

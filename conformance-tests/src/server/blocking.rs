@@ -30,11 +30,21 @@ where
     let (drain, name) = (service.drain(), service.name().to_owned());
     let (running, ended) = oneshot::channel::<()>();
     let connection = Draining { connection, drain: drain.clone(), between: true, upgraded: false };
+    #[cfg(feature = "tls")]
+    let tls = service.tls();
     // Without a thread the connection is closed, and this is over at once.
     let _ = std::thread::Builder::new().name("connection".into()).spawn(move || {
+        let _dropped_at_the_end = running;
+        let closing = || drain.is_closing();
         // A client that goes away is no news for a server.
-        let _ = http::serve_blocking_as(&name, connection, || drain.is_closing());
-        drop(running);
+        #[cfg(feature = "tls")]
+        if let Some(tls) = tls {
+            if let Ok(connection) = super::tls::over(tls, connection) {
+                let _ = http::serve_blocking_as(&name, connection, closing);
+            }
+            return;
+        }
+        let _ = http::serve_blocking_as(&name, connection, closing);
     });
     Box::pin(async move {
         let _ = ended.await;

@@ -22,6 +22,8 @@ use handover_core::{
 use super::actions::{Act, Waits};
 use super::outcomes::{Blob, tell_outcome};
 use super::setup::{self, Kind, Listen};
+#[cfg(feature = "tls")]
+use super::tls;
 use super::{Server, blocking, packets, resolve, signal_named};
 use crate::generation::{Command, Generation};
 use crate::http::{self, Service};
@@ -85,12 +87,19 @@ impl<R> BlockingSockets for R where
 /// How a connection of that listener is served.
 type Answering<L, R> = fn(<L as Listener>::Connection, Answers<R>) -> Task;
 
+/// A server that accepts on a TCP listener, and serves HTTP there, by itself.
+pub(super) type Stack<R> = Box<dyn FnMut(<R as Sockets>::TcpListener, Answers<R>) -> Task + Send>;
+
 /// How long to leave a listener alone that cannot accept, for a lack of descriptors.
 const SHORTAGE: Duration = Duration::from_millis(20);
 
 pub(super) struct Serving<R: ServerSockets> {
     tcp: Answering<R::TcpListener, R>,
     unix: Answering<R::UnixListener, R>,
+    /// In place of `tcp`, if there is one.
+    stack: Option<Stack<R>>,
+    #[cfg(feature = "tls")]
+    tls: Option<Arc<tls::Config>>,
     generation: Generation,
     waits: Arc<Waits>,
     handle: Handle<R>,
@@ -114,15 +123,19 @@ pub(super) type Task = BoxFuture<'static, ()>;
 
 impl<R: AsyncSockets> Serving<R> {
     /// Claims what a server of futures is to serve.
-    pub(super) fn of_futures(server: &Server, start: &Start<R>) -> Result<Self, Failure> {
-        Self::claim(server, start, answer, answer)
+    pub(super) fn of_futures(
+        server: &Server,
+        start: &Start<R>,
+        stack: Option<Stack<R>>,
+    ) -> Result<Self, Failure> {
+        Self::claim(server, start, answer, answer, stack)
     }
 }
 
 impl<R: BlockingSockets> Serving<R> {
     /// Claims what a server of threads is to serve.
     pub(super) fn of_threads(server: &Server, start: &Start<R>) -> Result<Self, Failure> {
-        Self::claim(server, start, blocking::answer, blocking::answer)
+        Self::claim(server, start, blocking::answer, blocking::answer, None)
     }
 }
 
@@ -132,6 +145,7 @@ impl<R: ServerSockets> Serving<R> {
         start: &Start<R>,
         tcp: Answering<R::TcpListener, R>,
         unix: Answering<R::UnixListener, R>,
+        stack: Option<Stack<R>>,
     ) -> Result<Self, Failure> {
         let Some(commands) = server.take_commands() else {
             return Err(Failure::new("a server runs once"));
@@ -140,6 +154,9 @@ impl<R: ServerSockets> Serving<R> {
         let mut serving = Self {
             tcp,
             unix,
+            stack,
+            #[cfg(feature = "tls")]
+            tls: server.tls.get().cloned(),
             generation: server.generation.clone(),
             waits: Arc::clone(&server.waits),
             handle: start.handle(),
@@ -256,16 +273,26 @@ impl<R: ServerSockets> Serving<R> {
         match *kind {
             Kind::Tcp => {
                 let listener = handle.listen_tcp(name, address)?;
-                self.accept(name, listener, self.tcp);
+                let answers = self.answers(name);
+                match &mut self.stack {
+                    Some(stack) => self.tasks.push(stack(listener, answers)),
+                    None => self.accept(answers, listener, self.tcp),
+                }
+            }
+            #[cfg(feature = "tls")]
+            Kind::Tls => {
+                let listener = handle.listen_tcp(name, address)?;
+                let tls = self.tls.clone();
+                self.accept(Answers { tls, ..self.answers(name) }, listener, self.tcp);
             }
             Kind::Group(count) => {
                 for listener in handle.listen_tcp_group(name, address, count)? {
-                    self.accept(name, listener, self.tcp);
+                    self.accept(self.answers(name), listener, self.tcp);
                 }
             }
             Kind::Unix => {
                 let listener = handle.listen_unix(name, path)?;
-                self.accept(name, listener, self.unix);
+                self.accept(self.answers(name), listener, self.unix);
             }
             Kind::Udp => {
                 let socket = handle.udp(name, address)?;
@@ -324,19 +351,32 @@ impl<R: ServerSockets> Serving<R> {
         Ok(())
     }
 
-    fn accept<L: Listener>(&mut self, name: &str, listener: L, answering: Answering<L, R>) {
+    fn answers(&self, name: &str) -> Answers<R> {
         let (drain, runtime) = (self.handle.drain(), self.runtime.clone());
-        let own_name = name.to_owned();
-        let answers = move |connection: L::Connection| -> Task {
-            let (drain, runtime) = (drain.clone(), runtime.clone());
-            answering(connection, Answers { drain, runtime, name: own_name.clone() })
-        };
+        Answers {
+            drain,
+            runtime,
+            name: name.to_owned(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
+    }
+
+    fn accept<L: Listener>(
+        &mut self,
+        answers: Answers<R>,
+        listener: L,
+        answering: Answering<L, R>,
+    ) {
+        let name = answers.name.clone();
+        let answers =
+            move |connection: L::Connection| -> Task { answering(connection, answers.clone()) };
         let incoming = |listener| Incoming {
             listener,
             runtime: self.runtime.clone(),
             pause: None,
             generation: self.generation.clone(),
-            name: name.to_owned(),
+            name: name.clone(),
         };
         if self.generation.scenario().is_set("helped") {
             let helper = incoming(listener.clone()).map(answers.clone());
@@ -440,10 +480,14 @@ impl<R: ServerSockets> Serving<R> {
 }
 
 /// What a connection's answers need.
+#[derive(Clone)]
 pub(super) struct Answers<R> {
     drain: Drain,
     runtime: R,
     name: String,
+    /// If there is to be a handshake first.
+    #[cfg(feature = "tls")]
+    tls: Option<Arc<tls::Config>>,
 }
 
 fn answer<C, R>(connection: C, service: Answers<R>) -> Task
@@ -453,6 +497,13 @@ where
 {
     Box::pin(async move {
         // A client that goes away is no news for a server.
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &service.tls {
+            if let Ok(connection) = tls::accept(tls, connection).await {
+                let _ = http::serve_connection(connection, &service).await;
+            }
+            return;
+        }
         let _ = http::serve_connection(connection, &service).await;
     })
 }
@@ -460,6 +511,11 @@ where
 impl<R> Answers<R> {
     pub(super) fn drain(&self) -> Drain {
         self.drain.clone()
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(&self) -> Option<Arc<tls::Config>> {
+        self.tls.clone()
     }
 }
 

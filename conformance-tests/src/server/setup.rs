@@ -22,6 +22,8 @@ pub(crate) struct Listen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Tcp,
+    #[cfg(feature = "tls")]
+    Tls,
     Group(usize),
     Unix,
     Seqpacket,
@@ -63,6 +65,8 @@ impl Listen {
         let (name, kind, address) = (word()?, word()?, word()?);
         let kind = match kind {
             "tcp" => Kind::Tcp,
+            #[cfg(feature = "tls")]
+            "tls" => Kind::Tls,
             "unix" => Kind::Unix,
             "seqpacket" => Kind::Seqpacket,
             "udp" => Kind::Udp,
