@@ -193,7 +193,7 @@ where
             Ask::Download(bytes) => {
                 let head = head(status, body.len() + bytes, close) + &body;
                 connection.write_all(head.as_bytes()).await?;
-                for piece in filling(bytes) {
+                for piece in filling(0, bytes) {
                     connection.write_all(&piece).await?;
                 }
             }
@@ -306,21 +306,18 @@ fn head(status: u16, length: usize, close: bool) -> String {
     format!("HTTP/1.1 {status} {reason}\r\nContent-Length: {length}\r\n{close}\r\n")
 }
 
-/// What a download has after its first line: so many bytes, in pieces. Each tells its place, so
-/// that one which is missing or twice there is noticed.
-pub fn filling(bytes: usize) -> impl Iterator<Item = Vec<u8>> {
+/// The bytes from one place to another of what a download has after its first line, in pieces. They
+/// tell their place, so that a piece which is missing or twice there is noticed.
+pub fn filling(from: usize, to: usize) -> impl Iterator<Item = Vec<u8>> {
     const PIECE: usize = 16 * 1024;
-    (0..bytes).step_by(PIECE).map(move |start| {
-        let end = bytes.min(start + PIECE);
-        (start..end).map(filling_at).collect()
-    })
-}
-
-/// The byte at that place of it.
-#[must_use]
-pub fn filling_at(place: usize) -> u8 {
     // No divisor of a piece: whole pieces cannot be exchanged either.
-    (place % 251) as u8
+    const CYCLE: usize = 251;
+    let cycle: Vec<u8> = (0..CYCLE as u8).collect();
+    let tape = cycle.repeat(PIECE / CYCLE + 2);
+    (from..to).step_by(PIECE).map(move |start| {
+        let length = PIECE.min(to - start);
+        tape[start % CYCLE..][..length].to_vec()
+    })
 }
 
 /// Takes a body from what has come and then from the connection. False if it ends before.

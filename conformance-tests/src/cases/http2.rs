@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::common::{SOON, load, number, restart, start, stop};
 use super::http::{all_left, case, over_a_stack};
-use crate::http::filling_at;
+use crate::http::filling;
 use crate::{Case, Context, Doing, Failure, ensure};
 
 pub(super) const CASES: &[Case] = &[
@@ -111,8 +111,7 @@ fn streams(case: &Context) -> Result<(), Failure> {
         let rest = begun.strip_prefix(&line[..]);
         let rest = rest.ok_or_else(|| Failure::new("a download of another process"))?;
         ensure!(rest.len() == DOWNLOAD, "{} bytes of {DOWNLOAD} have come", rest.len());
-        let wrong = rest.iter().enumerate().find(|(place, byte)| **byte != filling_at(*place));
-        ensure!(wrong.is_none(), "a download has another byte: {wrong:?}");
+        ensure!(rest == filling(0, DOWNLOAD).collect::<Vec<_>>().concat(), "other bytes have come");
         let said = text(client.request(get(address, "/")?).await?).await?;
         ensure!(said == format!("ok {}\n", second.pid), "{said:?}");
         Ok::<_, Failure>(())

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use super::common::{SOON, uninterrupted};
-use crate::http::filling_at;
+use crate::http::filling;
 use crate::{Doing, Failure, ensure};
 
 /// A connection on which requests go out and answers come in when the case wants it.
@@ -114,19 +114,17 @@ impl<S: Read + Write> Talk<S> {
     /// Reads the bytes from `place` to `end` of a download.
     pub(crate) fn hear_filling(&mut self, place: usize, end: usize) -> Result<(), Failure> {
         let mut next = place;
-        loop {
-            let length = self.input.len().min(end - next);
-            for byte in self.input.drain(..length) {
-                ensure!(byte == filling_at(next), "byte {next} of a download is {byte}");
-                next += 1;
+        for piece in filling(place, end) {
+            while self.input.len() < piece.len() {
+                self.more().map_err(|failure| {
+                    failure.while_doing(format!("byte {next} of {end} of a download"))
+                })?;
             }
-            if next == end {
-                return Ok(());
-            }
-            self.more().map_err(|failure| {
-                failure.while_doing(format!("byte {next} of {end} of a download"))
-            })?;
+            ensure!(self.input.starts_with(&piece), "other bytes from {next} on in a download");
+            self.input.drain(..piece.len());
+            next += piece.len();
         }
+        Ok(())
     }
 
     /// Waits for the word that a request's body is wanted.

@@ -96,7 +96,7 @@ fn full(body: String) -> Response<Body> {
 fn download(pid: u32, bytes: usize) -> Response<Body> {
     let line = format!("down {pid}\n");
     let length = line.len() + bytes;
-    let pieces = [line.into_bytes()].into_iter().chain(filling(bytes));
+    let pieces = [line.into_bytes()].into_iter().chain(filling(0, bytes));
     let frames = pieces.map(|piece| Ok(Frame::data(Bytes::from(piece))));
     let mut answer = Response::new(StreamBody::new(stream::iter(frames)).boxed_unsync());
     answer.headers_mut().insert(CONTENT_LENGTH, length.into());
