@@ -7,6 +7,7 @@ use std::time::Duration;
 use handover_core::Drain;
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Sleep, Timer, Write};
 
+use crate::goaway::Farewell;
 use crate::seen::Seen;
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -22,6 +23,7 @@ pub(crate) struct Observed<I> {
     timer: Arc<dyn Timer + Send + Sync>,
     /// How much of HTTP/2's preface has come; `None` once that is decided.
     preface: Option<usize>,
+    farewell: Farewell,
     closing: Closing,
 }
 
@@ -40,7 +42,15 @@ impl<I> Observed<I> {
         drain: Drain,
         timer: Arc<dyn Timer + Send + Sync>,
     ) -> Self {
-        Self { io, seen, drain, timer, preface: Some(0), closing: Closing::No }
+        Self {
+            io,
+            seen,
+            drain,
+            timer,
+            preface: Some(0),
+            farewell: Farewell::default(),
+            closing: Closing::No,
+        }
     }
 }
 
@@ -116,11 +126,17 @@ impl<I: Read + Write + Unpin> Write for Observed<I> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let this = &mut *self;
+        if this.seen.is_http2() {
+            return this.farewell.poll_write(&mut this.io, context, bytes, &*this.timer);
+        }
+        Pin::new(&mut this.io).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        let this = &mut *self;
+        ready!(this.farewell.poll_due(&mut this.io, context))?;
+        Pin::new(&mut this.io).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -157,6 +173,12 @@ impl<I: Read + Write + Unpin> Write for Observed<I> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        let this = &mut *self;
+        if this.seen.is_http2() {
+            let (io, timer) = (&mut this.io, &*this.timer);
+            let is_near = this.drain.is_closing();
+            return this.farewell.poll_write_vectored(io, context, slices, timer, is_near);
+        }
+        Pin::new(&mut this.io).poll_write_vectored(context, slices)
     }
 }

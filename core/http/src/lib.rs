@@ -3,6 +3,7 @@
 mod answer;
 mod close;
 mod connections;
+mod goaway;
 mod io;
 mod runtime;
 mod seen;

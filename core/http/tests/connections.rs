@@ -407,6 +407,55 @@ async fn http2_hears_of_the_drain_at_once_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn http2_serves_what_its_client_had_queued_when_it_heard_of_the_drain() {
+    const HEADERS: u8 = 1;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+        let length = payload.len() as u8;
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    }
+    // GET http://h/ as HPACK has it, complete.
+    let request = |stream| frame(HEADERS, 5, stream, b"\x82\x86\x84\x41\x01h");
+    async fn read(client: &mut DuplexStream) -> (u8, u8, Vec<u8>) {
+        let mut head = [0; 9];
+        client.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; u16::from_be_bytes([head[1], head[2]]).into()];
+        client.read_exact(&mut payload).await.unwrap();
+        (head[3], head[8], payload)
+    }
+    async fn read_until(client: &mut DuplexStream, kind: u8) -> (u8, Vec<u8>) {
+        loop {
+            if let (found, stream, payload) = read(client).await
+                && found == kind
+            {
+                return (stream, payload);
+            }
+        }
+    }
+
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    let settings = frame(4, 0, 0, b"");
+    under.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &request(1)].concat()).await;
+    assert_eq!(read_until(&mut under.client, HEADERS).await.0, 1);
+
+    set(Stage::Closing);
+    let (_, goaway) = read_until(&mut under.client, GOAWAY).await;
+    assert_eq!(goaway[..4], [0x7f, 0xff, 0xff, 0xff], "the first word names no stream");
+    // As a client does it that answers whatever it has read before it sends what it has queued.
+    let early = timeout(SOON, read_until(&mut under.client, PING)).await;
+    assert!(early.is_err(), "a PING right behind the first word");
+    under.send(request(3)).await;
+    assert_eq!(read_until(&mut under.client, HEADERS).await.0, 3);
+    let (_, ping) = read_until(&mut under.client, PING).await;
+    under.send(frame(PING, 1, 0, &ping)).await;
+    let (_, goaway) = read_until(&mut under.client, GOAWAY).await;
+    assert_eq!(goaway[..4], [0, 0, 0, 3]);
+    under.served.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_http2_connection_without_a_request_hears_of_it_too() {
     let (drain, set) = Drain::manual();
     set(Stage::Closing);
