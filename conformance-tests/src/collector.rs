@@ -14,6 +14,7 @@ use rustix::net::sockopt::socket_peercred;
 
 use crate::hygiene;
 use crate::lines::{read_line, write_line};
+use crate::program::BURYING;
 use crate::signal::{Process, exit_event};
 use crate::timeline::{Event, Timeline};
 use crate::{Doing, Failure, Stamp};
@@ -189,6 +190,7 @@ impl Work {
         if dead.is_empty() {
             return;
         }
+        let _burying = BURYING.write().unwrap_or_else(PoisonError::into_inner);
         let timeline = &self.shared.timeline;
         // Those of earlier: with their parent's death they may have become ours.
         self.unreaped.retain(|process| match process.reap() {

@@ -14,6 +14,11 @@ use crate::{Doing, Failure};
 /// and make ours "text file busy".
 pub(crate) static STARTING: RwLock<()> = RwLock::new(());
 
+/// Held for reading from the start of a process until it is held by a descriptor, and for writing
+/// while dead ones are buried: one that has ended at once would be gone by then, and its number
+/// with it.
+pub(crate) static BURYING: RwLock<()> = RwLock::new(());
+
 /// An executable file in a case's folder.
 ///
 /// A copy of the test binary and not a link to it, so that a case may do to it

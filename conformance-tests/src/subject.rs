@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::case::Context;
 use crate::generation::SUBJECT;
-use crate::program::STARTING;
+use crate::program::{BURYING, STARTING};
 use crate::signal::{Exit, Process, Signal};
 use crate::{Doing, Failure};
 
@@ -126,13 +126,13 @@ impl<'a> Launch<'a> {
                 None => command.env_remove(name),
             };
         }
+        let _not_burying = BURYING.read().unwrap_or_else(PoisonError::into_inner);
         let child = {
             let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
             command.spawn().doing(format_args!("starting {}", words[0].display()))?
         };
         // Nobody but the collector waits for it; until then its number cannot be another's.
         let pid = child.id();
-        // Before the collector can, which takes it away once it is dead.
         let process = Process::open(pid)?;
         self.context.started(pid, &words)?;
         Ok(Subject { context: self.context, process })
