@@ -12,7 +12,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use rustix::process::set_child_subreaper;
+use rustix::process::{Resource, Rlimit, getrlimit, set_child_subreaper, setrlimit};
 
 use crate::case::{Case, Context};
 use crate::generation::Generation;
@@ -160,9 +160,19 @@ impl Suite {
     }
 }
 
+/// How many descriptors the cases that run at once may need together, on a busy machine.
+const DESCRIPTORS: u64 = 65_536;
+
 /// Makes this process one that others can be started from and watched by.
 pub(crate) fn prepare() -> Result<(), Failure> {
     inherited::keep_to_ourselves()?;
+    // A load goes on to connect while its server is not run, some hundred times a second.
+    let limit = getrlimit(Resource::Nofile);
+    let enough = limit.maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    if limit.current.is_some_and(|current| current < enough) {
+        let limit = Rlimit { current: Some(enough), maximum: limit.maximum };
+        setrlimit(Resource::Nofile, limit).doing("asking for more descriptors")?;
+    }
     // Generations whose parent has gone become children of the runner, which
     // can then see and bury them, instead of init's.
     set_child_subreaper(Some(rustix::process::getpid())).doing("becoming a subreaper")
