@@ -98,7 +98,7 @@ impl Suite {
         let mut arguments = Arguments::from_iter(arguments);
         if arguments.test_threads.is_none() {
             // A case mostly waits for something.
-            arguments.test_threads = available_parallelism().ok().map(|cores| 2 * cores.get());
+            arguments.test_threads = available_parallelism().ok().map(|cores| 3 * cores.get());
         }
         for (name, _) in &self.skipped {
             if !self.cases.iter().any(|case| case.name == *name) {

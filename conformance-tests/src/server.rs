@@ -73,6 +73,7 @@
 //! thread, at once), `thread-act action` (on the runtime's thread: `hang` wedges it).
 
 mod actions;
+mod answers;
 mod blocking;
 mod outcomes;
 mod packets;

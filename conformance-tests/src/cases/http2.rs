@@ -321,8 +321,10 @@ enum Safe {
 
 impl Safe {
     fn of(error: &legacy::Error) -> Option<Self> {
+        let mut refused = false;
         let mut source = error.source();
         while let Some(cause) = source {
+            refused |= cause.is::<std::io::Error>();
             if cause.downcast_ref().is_some_and(hyper::Error::is_canceled) {
                 return Some(Self::Unsent);
             }
@@ -335,6 +337,8 @@ impl Safe {
             }
             source = cause.source();
         }
-        None
+        // The connection that it was to go out on has ended meanwhile. Where there is an error of
+        // the system there was none.
+        (error.is_connect() && !refused).then_some(Self::Unsent)
     }
 }

@@ -8,7 +8,7 @@ use handover_core::{Drain, Runtime};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::serve::{Answers, Task};
+use super::answers::{Answers, Task};
 use crate::http::{self, Service};
 
 /// A connection that ends when no request is waited for any more.

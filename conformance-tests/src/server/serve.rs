@@ -11,22 +11,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::channel::mpsc;
-use futures::future::BoxFuture;
 use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::{FuturesUnordered, SelectAll};
 use futures::{FutureExt, Stream, StreamExt};
 use handover_core::{
-    Datagrams, Drain, Guard, Handle, Kind as Descriptor, Listener, Runtime, Sockets, Start, State,
+    Datagrams, Guard, Handle, Kind as Descriptor, Listener, Runtime, Sockets, Start, State,
 };
 
 use super::actions::{Act, Waits};
+use super::answers::{self, Answers, Task};
 use super::outcomes::{Blob, tell_outcome};
 use super::setup::{self, Kind, Listen};
 #[cfg(feature = "tls")]
 use super::tls;
 use super::{Server, blocking, packets, resolve, signal_named};
 use crate::generation::{Command, Generation};
-use crate::http::{self, Service};
 use crate::{Doing, Failure};
 
 /// The sockets that every runtime has.
@@ -119,8 +118,6 @@ pub(super) struct Serving<R: ServerSockets> {
     is_ignoring: bool,
 }
 
-pub(super) type Task = BoxFuture<'static, ()>;
-
 impl<R: AsyncSockets> Serving<R> {
     /// Claims what a server of futures is to serve.
     pub(super) fn of_futures(
@@ -128,7 +125,7 @@ impl<R: AsyncSockets> Serving<R> {
         start: &Start<R>,
         stack: Option<Stack<R>>,
     ) -> Result<Self, Failure> {
-        Self::claim(server, start, answer, answer, stack)
+        Self::claim(server, start, answers::answer, answers::answer, stack)
     }
 }
 
@@ -476,64 +473,6 @@ impl<R: ServerSockets> Serving<R> {
         let mut bytes = [0; 4096];
         let length = file.read(&mut bytes).doing("reading")?;
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
-    }
-}
-
-/// What a connection's answers need.
-#[derive(Clone)]
-pub(super) struct Answers<R> {
-    drain: Drain,
-    runtime: R,
-    name: String,
-    /// If there is to be a handshake first.
-    #[cfg(feature = "tls")]
-    tls: Option<Arc<tls::Config>>,
-}
-
-fn answer<C, R>(connection: C, service: Answers<R>) -> Task
-where
-    C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    R: Runtime,
-{
-    Box::pin(async move {
-        // A client that goes away is no news for a server.
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &service.tls {
-            if let Ok(connection) = tls::accept(tls, connection).await {
-                let _ = http::serve_connection(connection, &service).await;
-            }
-            return;
-        }
-        let _ = http::serve_connection(connection, &service).await;
-    })
-}
-
-impl<R> Answers<R> {
-    pub(super) fn drain(&self) -> Drain {
-        self.drain.clone()
-    }
-
-    #[cfg(feature = "tls")]
-    pub(super) fn tls(&self) -> Option<Arc<tls::Config>> {
-        self.tls.clone()
-    }
-}
-
-impl<R: Runtime> Service for Answers<R> {
-    async fn sleep(&self, time: Duration) {
-        self.runtime.timer(self.runtime.now() + time).await;
-    }
-
-    fn closing(&self) -> bool {
-        self.drain.is_closing()
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn over(&self) -> impl Future<Output = ()> + Send {
-        self.drain.over()
     }
 }
 

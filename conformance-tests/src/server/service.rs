@@ -17,7 +17,7 @@ use hyper::header::CONTENT_LENGTH;
 use hyper::{Request, Response};
 use tower_service::Service;
 
-use super::serve::Answers;
+use super::answers::Answers;
 use crate::http::{Ask, Service as _, filling};
 
 /// What each TCP listener of a server with an HTTP stack serves. See
