@@ -22,6 +22,15 @@ mod tls;
 
 use crate::Case;
 
+/// What can only befall a future, and why not a thread.
+pub(crate) const OF_A_FUTURE: &[(&str, &str)] = &[
+    ("descriptors::nothing_is_left_of_a_run_that_is_dropped", CANNOT_BE_DROPPED),
+    ("old_process_fails::its_driver_is_dropped_during_a_restart", CANNOT_BE_DROPPED),
+    ("old_process_fails::its_driver_is_dropped_while_draining", CANNOT_BE_DROPPED),
+    ("old_process_fails::its_runtime_hangs", "the driver does not share a thread with the server"),
+];
+const CANNOT_BE_DROPPED: &str = "a `run` that blocks its thread cannot be dropped";
+
 pub(crate) fn all() -> impl Iterator<Item = Case> {
     let groups = [
         serve::CASES,

@@ -104,9 +104,13 @@ pub struct Conformance {
 }
 
 impl Conformance {
-    /// Skips a case that this adapter cannot pass, and says why.
-    pub fn skip(mut self, case: &'static str, reason: &'static str) -> Self {
-        self.suite = self.suite.skip(case, reason);
+    /// For an adapter whose `run` blocks its thread, and whose program calls
+    /// [`Server::run_blocking`]: leaves out the few cases about a future of `run`, which there is
+    /// not.
+    pub fn blocking(mut self) -> Self {
+        for (case, reason) in cases::OF_A_FUTURE {
+            self.suite = self.suite.skip(case, reason);
+        }
         self
     }
 

@@ -42,7 +42,7 @@ impl Suite {
 
     /// Skips a case that this subject cannot pass, and says why.
     #[must_use]
-    pub fn skip(mut self, case: &'static str, reason: &'static str) -> Self {
+    pub(crate) fn skip(mut self, case: &'static str, reason: &'static str) -> Self {
         self.skipped.push((case, reason));
         self
     }
