@@ -51,7 +51,7 @@ impl Farewell {
         timer: &dyn Timer,
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_due(io, context))?;
-        let mut io = Pin::new(io);
+        let io = Pin::new(io);
         match &mut self.0 {
             Step::Before(frames) => match frames.find_ping(bytes) {
                 Some(0) => {
