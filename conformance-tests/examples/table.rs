@@ -44,7 +44,9 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
         }
         None => print!("{table}"),
     }
-    Ok(if table.contains("failed") { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let outcomes = reports.iter().flat_map(|report| report.cases.values());
+    let failed = outcomes.filter(|(_, outcome)| outcome == "failed").count();
+    Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn table(reports: &[Report], clauses: bool) -> String {
