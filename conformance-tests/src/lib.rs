@@ -92,7 +92,7 @@ use server::Server;
 
 /// All the cases that an adapter must pass. Its name says which: `tokio`.
 pub fn suite(name: &'static str) -> Conformance {
-    Conformance { suite: Suite::new(name, cases::all()), http: None }
+    Conformance { suite: Suite::new(name, cases::all()), http: None, blocks: false }
 }
 
 /// The suite of one adapter.
@@ -101,13 +101,15 @@ pub struct Conformance {
     suite: Suite,
     /// The program with the adapter's own HTTP stack.
     http: Option<Served>,
+    blocks: bool,
 }
 
 impl Conformance {
     /// For an adapter whose `run` blocks its thread, and whose program calls
-    /// [`Server::run_blocking`]: leaves out the few cases about a future of `run`, which there is
-    /// not.
+    /// [`Server::run_blocking`] (with any other it fails): leaves out the few cases about a future
+    /// of `run`, which there is not.
     pub fn blocking(mut self) -> Self {
+        self.blocks = true;
         for (case, reason) in cases::OF_A_FUTURE {
             self.suite = self.suite.skip(case, reason);
         }
@@ -135,7 +137,7 @@ impl Conformance {
         }
         let http = self.http;
         self.suite.main(|generation| {
-            let server = Server::enter(generation)?;
+            let server = Server::enter(generation)?.blocking(self.blocks);
             match (generation.scenario().get("server"), http) {
                 (None, _) => program(&server),
                 (Some("hyper"), Some(http)) => http(&server),

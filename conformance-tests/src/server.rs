@@ -120,6 +120,8 @@ pub struct Server {
     hooks: Vec<Hook>,
     waits: Arc<Waits>,
     commands: Mutex<Option<mpsc::UnboundedReceiver<Command>>>,
+    /// The suite has left out what only a future can do.
+    blocks: bool,
     /// Set before listeners are claimed, if one of them wants it.
     #[cfg(feature = "tls")]
     tls: OnceLock<Arc<tls::Config>>,
@@ -141,6 +143,7 @@ impl Server {
             #[cfg(feature = "tls")]
             tls: OnceLock::new(),
             generation: generation.clone(),
+            blocks: false,
         };
         let actor = generation.clone();
         generation.on_command(move |command| match command.name.as_str() {
@@ -157,6 +160,11 @@ impl Server {
         setup::tell_birth(&generation);
         server.act_at("born")?;
         Ok(server)
+    }
+
+    pub(crate) fn blocking(mut self, blocks: bool) -> Self {
+        self.blocks = blocks;
+        self
     }
 
     /// What to start with. Short times unless the case says otherwise.
@@ -205,6 +213,9 @@ impl Server {
         mut start: Start<R>,
         stack: Option<serve::Stack<R>>,
     ) -> Result<(), Failure> {
+        if self.blocks {
+            return Err(Failure::new("a `run` that is a future does not block: no `.blocking()`"));
+        }
         self.prepare(&mut start)?;
         let serving = serve::Serving::of_futures(self, &start, stack)?;
         if let Some(reason) = self.act_at("claimed")? {
