@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::common::{
-    DEADLINE, SOON, another, at_rest, finish, load, outcome, pid_of, plain, restart, start, stop,
-    took_over, unchanged, wait_left,
+    DEADLINE, SOON, another, at_rest, carry_out, finish, hold, load, outcome, pid_of, plain,
+    restart, start, stop, took_over, unchanged, wait_left,
 };
 use super::talk::{self, Talk};
 use crate::signal::Signal;
@@ -131,7 +131,7 @@ fn waiting(case: &Context) -> Result<(), Failure> {
     works_little(first.pid, "serves")?;
     // A connection that says nothing, too.
     let silent = Talk::to(first.address()?)?;
-    case.command(first.pid, "guard", &[])?;
+    hold(case, first.pid)?;
     let second = restart(case, first.pid)?;
     talk::get(first.address()?, "/")?;
     works_little(first.pid, "drains")?;
@@ -208,7 +208,7 @@ fn before_the_commit(case: &Context) -> Result<(), Failure> {
 fn dropped_accept(case: &Context) -> Result<(), Failure> {
     let server = start(case, &plain().with("helped", true))?;
     talk::get(server.address()?, "/")?;
-    case.command(server.pid, "unhelp", &[])?;
+    carry_out(case, server.pid, "unhelp", &[])?;
     // The helper was the last to ask for a connection.
     talk::get(server.address()?, "/").map_err(|failure| {
         failure.while_doing("connecting after one of two tasks that accept has gone")

@@ -304,6 +304,23 @@ pub(crate) fn wait_in_flight(case: &Context, pid: u32, count: u64) -> Result<(),
     })
 }
 
+/// Tells a process that serves or drains something, which it has carried out when this returns: a
+/// signal or a connection would overtake a command.
+pub(crate) fn carry_out(
+    case: &Context,
+    pid: u32,
+    command: &str,
+    fields: &[(&str, &str)],
+) -> Result<(), Failure> {
+    case.command(pid, command, fields)?;
+    turn(case, pid).map(drop)
+}
+
+/// Keeps a process from leaving, until it is told `unguard`.
+pub(crate) fn hold(case: &Context, pid: u32) -> Result<(), Failure> {
+    carry_out(case, pid, "guard", &[])
+}
+
 /// Lets a process that serves or drains take its turn, and gives how much it has in flight.
 fn turn(case: &Context, pid: u32) -> Result<u64, Failure> {
     let seen = case.timeline().len();

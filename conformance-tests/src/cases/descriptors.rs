@@ -16,8 +16,8 @@ use rustix::net::{
 };
 
 use super::common::{
-    DEADLINE, SOON, Serving, at_rest, finish, load, outcome, plain, restart, serving, settled,
-    start, stop, unchanged, uninterrupted,
+    DEADLINE, SOON, Serving, at_rest, finish, hold, load, outcome, plain, restart, serving,
+    settled, start, stop, unchanged, uninterrupted,
 };
 use super::talk;
 use crate::client::Target;
@@ -377,8 +377,7 @@ fn log(case: &Context) -> Result<(), Failure> {
     };
     write(first.pid, "one\n")?;
     // Held, so that both are there.
-    case.command(first.pid, "guard", &[])?;
-    case.wait_for_from(first.pid, "guarded", SOON)?;
+    hold(case, first.pid)?;
     let path = case.folder().join("server.log");
     let second = restart(case, first.pid)?;
     // A file of that name is not opened again: the descriptor has crossed.
@@ -575,8 +574,7 @@ fn flags(case: &Context) -> Result<(), Failure> {
     case.program().replace()?;
     let after = look(pid)?;
     ensure!(after == before, "a failed spawn has changed {before:#?} to {after:#?}");
-    case.command(pid, "guard", &[])?;
-    case.wait_for_from(pid, "guarded", SOON)?;
+    hold(case, pid)?;
     let next = restart(case, pid)?;
     for pid in [pid, next.pid] {
         let after = look(pid)?;
@@ -646,7 +644,7 @@ fn close_on_exec(case: &Context) -> Result<(), Failure> {
     at(&[first], "accept")?;
     let address = serving(case, first)?.address()?;
     let load = load(case, address)?;
-    case.command(first, "guard", &[])?;
+    hold(case, first)?;
     let seen = case.timeline().len();
     case.signal(first, Signal::HUP)?;
     at(&[first], "restart")?;

@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::common::{
-    DEADLINE, SOON, another, ask, finish, finish_without_restart, is_refused, load, number,
-    outcome, pid_of, plain, restart, serving, settled, start, stop, took_over, wait_in_flight,
-    wait_left, wait_state,
+    DEADLINE, SOON, another, ask, carry_out, finish, finish_without_restart, hold, is_refused,
+    load, number, outcome, pid_of, plain, restart, serving, settled, start, stop, took_over,
+    wait_in_flight, wait_left, wait_state,
 };
 use super::serve::{all_answered, queued, visit_until_refused};
 use super::talk::{self, Talk};
@@ -165,12 +165,6 @@ pub(super) const CASES: &[Case] = &[
     ),
 ];
 
-/// Keeps a process from leaving, until it is told `unguard`.
-fn hold(case: &Context, pid: u32) -> Result<(), Failure> {
-    case.command(pid, "guard", &[])?;
-    case.wait_for_from(pid, "guarded", SOON).map(drop)
-}
-
 fn stops(case: &Context, signal: Signal) -> Result<(), Failure> {
     let first = start(case, &plain().with("policy.stop_linger", 10_000))?;
     let address = first.address()?;
@@ -227,8 +221,7 @@ fn by_handle(case: &Context) -> Result<(), Failure> {
 
 fn queue(case: &Context) -> Result<(), Failure> {
     let first = start(case, &plain())?;
-    case.command(first.pid, "ignore", &[])?;
-    case.wait_for_from(first.pid, "ignore", SOON)?;
+    carry_out(case, first.pid, "ignore", &[])?;
     let waiting = queued(first.address()?)?;
     case.signal(first.pid, Signal::TERM)?;
     wait_state(case, first.pid, "Draining")?;

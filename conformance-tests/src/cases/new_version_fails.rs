@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::common::{
-    DEADLINE, SOON, Serving, ask, at_rest, finish, is_refused, load, plain, refused, restart,
-    settled, start, stop, took_over, wait_in_flight, wait_rolled_back,
+    DEADLINE, SOON, Serving, ask, at_rest, carry_out, finish, hold, is_refused, load, plain,
+    refused, restart, settled, start, stop, took_over, wait_in_flight, wait_rolled_back,
 };
 use super::talk::{self, Talk};
 use crate::client::{Load, Report};
@@ -549,14 +549,14 @@ fn old_near_the_limit(case: &Context) -> Result<(), Failure> {
     let lowest = (0..).find(|number| !used(number)).unwrap_or(0);
     for (failed, limit) in (lowest..lowest + 40).enumerate() {
         let limit = format!("nofile {limit}");
-        case.command(first.pid, "thread-act", &[("action", &limit)])?;
+        carry_out(case, first.pid, "thread-act", &[("action", &limit)])?;
         let outcome = ask(case, first.pid)?;
         if outcome.get("ok") == Some("true") {
             ensure!(failed > 2, "only {failed} limits were too low: {outcome}");
             let second = took_over(case, &outcome)?;
             case.wait_exit(first.pid, SOON)?;
             // The limit is inherited like everything else.
-            case.command(second.pid, "thread-act", &[("action", "nofile 1024")])?;
+            carry_out(case, second.pid, "thread-act", &[("action", "nofile 1024")])?;
             let load = load(case, second.address()?)?;
             return finish(case, load, second.pid);
         }
@@ -701,11 +701,9 @@ fn stops(case: &Context) -> Result<(), Failure> {
 
 fn killed_while_stopping(case: &Context) -> Result<(), Failure> {
     let first = start(case, &plain().with("policy.probation", 20_000))?;
-    case.command(first.pid, "guard", &[])?;
-    case.wait_for_from(first.pid, "guarded", SOON)?;
+    hold(case, first.pid)?;
     let second = restart(case, first.pid)?;
-    case.command(second.pid, "guard", &[])?;
-    case.wait_for_from(second.pid, "guarded", SOON)?;
+    hold(case, second.pid)?;
     let seen = case.timeline().len();
     case.signal(second.pid, Signal::TERM)?;
     case.timeline().wait_for_after(seen, "the stop's drain", SOON, |event| {
@@ -725,8 +723,7 @@ fn three(case: &Context, third_dies: bool) -> Result<(), Failure> {
     let scenario = plain().with("policy.probation", 20_000).with("policy.linger", 20_000);
     let first = start(case, &scenario)?;
     // Only 1 drains for a reason; 2 would leave at once if it could.
-    case.command(first.pid, "guard", &[])?;
-    case.wait_for_from(first.pid, "guarded", SOON)?;
+    hold(case, first.pid)?;
     let load = Load::builder(first.address()?).fresh(400.0);
     let load = case.start_load(load)?;
     load.wait_for_answers(50, SOON)?;

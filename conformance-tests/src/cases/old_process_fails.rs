@@ -7,8 +7,8 @@ use rustix::net::{
 };
 
 use super::common::{
-    DEADLINE, SOON, Serving, ask, finish, load, outcome, plain, restart, serving, settled, start,
-    stop,
+    DEADLINE, SOON, Serving, ask, finish, hold, load, outcome, plain, restart, serving, settled,
+    start, stop,
 };
 use super::talk;
 use crate::client::{Load, Running};
@@ -196,8 +196,7 @@ fn killed(case: &Context, step: Step) -> Result<(), Failure> {
 
 fn draining(case: &Context) -> Result<(), Failure> {
     let first = start(case, &plain())?;
-    case.command(first.pid, "guard", &[])?;
-    case.wait_for_from(first.pid, "guarded", SOON)?;
+    hold(case, first.pid)?;
     let second = restart(case, first.pid)?;
     let load = load(case, first.address()?)?;
     // Beyond its probation.

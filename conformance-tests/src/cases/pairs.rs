@@ -1,6 +1,8 @@
 //! One version on one runtime, the next on another.
 
-use super::common::{DEADLINE, SOON, Serving, finish, load, restart, serving, settled, start};
+use super::common::{
+    DEADLINE, SOON, Serving, carry_out, finish, load, restart, serving, settled, start,
+};
 use super::descriptors::ask_datagram;
 use crate::client::Load;
 use crate::signal::Signal;
@@ -112,7 +114,7 @@ fn replaced(case: &Context, old: &str, new: &str) -> Result<(), Failure> {
             event.pid == Some(next.pid) && event.is("read")
         })?;
         ensure!(read.get("text") == texts.pop(), "{read}");
-        case.command(next.pid, "write", &[("name", "p.w"), ("text", text)])?;
+        carry_out(case, next.pid, "write", &[("name", "p.w"), ("text", text)])?;
         texts.push(text);
         server = serving(case, next.pid)?;
     }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::common::{
-    DEADLINE, SOON, another, ask, at_rest, finish, finish_without_restart, is_refused, load,
-    number, outcome, pid_of, plain, refused, restart, serving, start, stop, took_over, unchanged,
-    wait_in_flight, wait_left, wait_state,
+    DEADLINE, SOON, another, ask, at_rest, carry_out, finish, finish_without_restart, hold,
+    is_refused, load, number, outcome, pid_of, plain, refused, restart, serving, start, stop,
+    took_over, unchanged, wait_in_flight, wait_left, wait_state,
 };
 use super::talk::{self, Talk};
 use crate::client::Load;
@@ -264,8 +264,7 @@ fn paused(case: &Context) -> Result<(), Failure> {
         watched(first.pid).is_ok_and(|watched| !watched.is_empty()).then_some(())
     })?;
     let load = load(case, address)?;
-    case.command(first.pid, "guard", &[])?;
-    case.wait_for_from(first.pid, "guarded", SOON)?;
+    hold(case, first.pid)?;
     let second = restart(case, first.pid)?;
     // The old one has its copy still, and must leave all wake-ups to the new one.
     let polled = watched(first.pid)?;
@@ -363,7 +362,7 @@ fn environment(case: &Context) -> Result<(), Failure> {
     ensure!(born.get("cwd").is_some_and(|cwd| cwd.ends_with("elsewhere")), "{born}");
     ensure!(born.get("umask") == Some("0027"), "{born}");
     for action in ["pin 0", "block TERM"] {
-        case.command(first.pid, "thread-act", &[("action", action)])?;
+        carry_out(case, first.pid, "thread-act", &[("action", action)])?;
     }
     let second = restart(case, first.pid)?;
     let other = case.wait_for_from(second.pid, "born", SOON)?;
@@ -382,7 +381,7 @@ fn environment(case: &Context) -> Result<(), Failure> {
 fn priority(case: &Context) -> Result<(), Failure> {
     let first = start(case, &plain())?;
     let load = load(case, first.address()?)?;
-    case.command(first.pid, "thread-act", &[("action", "nice 5")])?;
+    carry_out(case, first.pid, "thread-act", &[("action", "nice 5")])?;
     let second = restart(case, first.pid)?;
     let (old, new) = (
         case.wait_for_from(first.pid, "born", SOON)?,
@@ -627,8 +626,7 @@ fn while_serving(case: &Context) -> Result<(), Failure> {
     ensure!(talk::get(new, "/")?.pid == first.pid, "nobody serves what was added");
     let visitor = std::thread::spawn(move || visit_until_refused(old));
     ensure!(talk::get(old, "/")?.pid == first.pid, "nobody serves `old`");
-    case.command(first.pid, "ignore", &[])?;
-    case.wait_for_from(first.pid, "ignore", SOON)?;
+    carry_out(case, first.pid, "ignore", &[])?;
     let waiting = queued(old)?;
     case.command(first.pid, "close", &[("name", "old")])?;
     case.wait_for_from(first.pid, "close", SOON)?;

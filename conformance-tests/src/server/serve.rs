@@ -413,14 +413,8 @@ impl<R: ServerSockets> Serving<R> {
                     tell_outcome(&generation, "answer", Some(&id), &outcome.await);
                 }));
             }
-            "ignore" | "attend" => {
-                self.is_ignoring = command.name == "ignore";
-                generation.tell(&command.name, &[]);
-            }
-            "unhelp" => {
-                self.helpers.clear();
-                generation.tell("alone", &[]);
-            }
+            "ignore" | "attend" => self.is_ignoring = command.name == "ignore",
+            "unhelp" => self.helpers.clear(),
             "stop" => self.handle.stop(),
             "quit" => self.handle.quit(),
             "add" => {
@@ -439,10 +433,7 @@ impl<R: ServerSockets> Serving<R> {
             "unclaimed" => {
                 generation.tell("unclaimed", &[("names", &self.handle.unclaimed().join(" "))]);
             }
-            "guard" => {
-                self.guards.push(self.handle.guard());
-                generation.tell("guarded", &[("count", &self.guards.len())]);
-            }
+            "guard" => self.guards.push(self.handle.guard()),
             "unguard" => self.guards.clear(),
             "write" | "read" => {
                 let done = self.transfer(&command.name, &get("name"), &get("text"));
