@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cases::common::{SOON, at_rest, plain, restart, start};
+use crate::cases::common::{SOON, at_rest, plain, restart, start, wait_rolled_back};
 use crate::client::{Load, Report};
 use crate::signal::Signal;
 use crate::{Context, Doing, Failure, Scenario, ensure};
@@ -144,11 +144,7 @@ const FAULTS: &[Fault] = &[
 ];
 
 fn rolls_back(case: &Context, old: u32) -> Result<(), Failure> {
-    case.timeline()
-        .wait_for("a rollback", SOON, |event| {
-            event.pid == Some(old) && event.is("hook") && event.get("event") == Some("roll-back")
-        })
-        .map(drop)
+    wait_rolled_back(case, 0, old)
 }
 
 /// What came of a fault.
@@ -165,7 +161,7 @@ struct Row {
 fn measure(fault: &Fault) -> Result<Row, Failure> {
     let case = Context::new()?;
     let all = plain().with("policy.probation", PROBATION).with("policy.linger", PROBATION);
-    let old = (fault.old)(all.clone()).also("hooks", "after roll-back ok");
+    let old = (fault.old)(all.clone());
     let first = start(&case, &old)?;
     at_rest(&case, first.pid)?;
     let load = Load::builder(first.address()?)

@@ -59,7 +59,7 @@
 //! listener, `address.NAME` of each, `state`: bytes at the commit), `stage`, `restart` (every
 //! outcome: `ok`, `pid`, `generation`, `claimed`, `bound`, `dropped`, `in_flight` or `failure`,
 //! `detail`, `error`), `answer` (the same with `id`, for the command `restart`), `children` and `leaked` (of `children`),
-//! `dropped` (`run`), `hook` (`when`,
+//! `dropped` (`run`), `rolled back`, `hook` (`when`,
 //! `event`, `action`), `acts` (`place`, `action`),
 //! `waits` (`place`), `closed` (a listener was given up), `exit`
 //! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `served` (how many `requests` came as far as the service of an HTTP stack), `own signal` (`signal`).
@@ -310,6 +310,11 @@ impl Server {
         }
         let teller = generation.clone();
         start.on_restart(move |outcome| tell_outcome(&teller, "restart", None, outcome));
+        let teller = generation.clone();
+        start.after(Event::RollBack, move || {
+            teller.tell("rolled back", &[]);
+            std::future::ready(Ok(()))
+        });
         for hook in &self.hooks {
             self.register(start, hook);
         }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::common::{
-    DEADLINE, SOON, Serving, ask, at_rest, carry_out, finish, hold, is_refused, load, plain,
-    refused, restart, settled, start, stop, took_over, wait_in_flight, wait_rolled_back,
+    DEADLINE, SOON, Serving, ask, at_rest, carry_out, finish, has_rolled_back, hold, is_refused,
+    load, plain, refused, restart, settled, start, stop, took_over, wait_in_flight,
+    wait_rolled_back,
 };
 use super::talk::{self, Talk};
 use crate::client::{Load, Report};
@@ -594,17 +595,6 @@ fn new_near_the_limit(case: &Context) -> Result<(), Failure> {
     case.set_scenario(&scenario)?;
     let load = super::common::load(case, first.address()?)?;
     finish(case, load, first.pid)
-}
-
-/// Whether a process has served again after it had drained.
-fn has_rolled_back(case: &Context, pid: u32) -> bool {
-    let mut drained = false;
-    case.timeline().events().iter().any(|event| {
-        let state =
-            |name| event.pid == Some(pid) && event.is("state") && event.get("state") == Some(name);
-        drained |= state("Draining");
-        drained && state("Serving")
-    })
 }
 
 /// Connections that the dead process had accepted end. Nothing else is allowed to.

@@ -7,13 +7,12 @@ use rustix::net::{
 };
 
 use super::common::{
-    DEADLINE, SOON, Serving, ask, finish, hold, load, outcome, plain, restart, serving, settled,
-    start, stop,
+    DEADLINE, SOON, Serving, ask, finish, has_rolled_back, hold, load, outcome, plain, restart,
+    serving, settled, start, stop,
 };
 use super::talk;
 use crate::client::{Load, Running};
 use crate::signal::Signal;
-use crate::timeline::Event;
 use crate::{Case, Context, Failure, Scenario, ensure, hygiene, poll_until};
 
 macro_rules! case {
@@ -306,10 +305,7 @@ fn wedged_draining(case: &Context) -> Result<(), Failure> {
     case.wait_exit(second.pid, SOON)?;
     case.signal(first.pid, Signal::CONT)?;
     case.wait_exit(first.pid, SOON)?;
-    let back = |event: &Event| {
-        event.pid == Some(first.pid) && event.is("hook") && event.get("event") == Some("roll-back")
-    };
-    ensure!(!case.timeline().events().iter().any(back), "it came back");
+    ensure!(!has_rolled_back(case, first.pid), "it came back");
     ensure!(talk::is_refused(first.address()?), "somebody listens");
     case.wait_only(&[], SOON)
 }
