@@ -110,7 +110,7 @@ impl<I: Read + Unpin> Read for Observed<I> {
         let this = &mut *self;
         this.seen.reads();
         let read = match this.preface {
-            None => Pin::new(&mut this.io).poll_read(context, cursor),
+            None => this.farewell.poll_read(&mut this.io, context, cursor),
             Some(matched) => this.read_preface(context, &mut cursor, matched),
         };
         if let Poll::Ready(Ok(())) = &read {
