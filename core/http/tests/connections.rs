@@ -406,25 +406,46 @@ async fn http2_hears_of_the_drain_at_once_and_loses_nothing() {
     assert!(sender.ready().await.is_err());
 }
 
-#[tokio::test(start_paused = true)]
-async fn http2_serves_what_its_client_had_queued_when_it_heard_of_the_drain() {
-    const HEADERS: u8 = 1;
-    const PING: u8 = 6;
-    const GOAWAY: u8 = 7;
-    fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+/// HTTP/2 by hand, for clients of another make.
+mod frames {
+    use tokio::io::{AsyncReadExt, DuplexStream};
+
+    pub(crate) const HEADERS: u8 = 1;
+    pub(crate) const SETTINGS: u8 = 4;
+    pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
+
+    pub(crate) fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
         let length = payload.len() as u8;
         [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
     }
-    // GET http://h/ as HPACK has it, complete.
-    let request = |stream| frame(HEADERS, 5, stream, b"\x82\x86\x84\x41\x01h");
-    async fn read(client: &mut DuplexStream) -> (u8, u8, Vec<u8>) {
+
+    /// How a connection begins, up to its first request.
+    pub(crate) fn hello() -> Vec<u8> {
+        let settings = frame(SETTINGS, 0, 0, b"");
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &request(1)].concat()
+    }
+
+    /// GET http://h/ as HPACK has it, complete.
+    pub(crate) fn request(stream: u8) -> Vec<u8> {
+        frame(HEADERS, 5, stream, b"\x82\x86\x84\x41\x01h")
+    }
+
+    pub(crate) fn answer(ping: &[u8]) -> Vec<u8> {
+        frame(PING, 1, 0, ping)
+    }
+
+    /// The kind, the stream and the payload of the next.
+    pub(crate) async fn read(client: &mut DuplexStream) -> (u8, u8, Vec<u8>) {
         let mut head = [0; 9];
         client.read_exact(&mut head).await.unwrap();
         let mut payload = vec![0; u16::from_be_bytes([head[1], head[2]]).into()];
         client.read_exact(&mut payload).await.unwrap();
         (head[3], head[8], payload)
     }
-    async fn read_until(client: &mut DuplexStream, kind: u8) -> (u8, Vec<u8>) {
+
+    /// The stream and the payload of the next of this kind.
+    pub(crate) async fn read_until(client: &mut DuplexStream, kind: u8) -> (u8, Vec<u8>) {
         loop {
             if let (found, stream, payload) = read(client).await
                 && found == kind
@@ -433,25 +454,58 @@ async fn http2_serves_what_its_client_had_queued_when_it_heard_of_the_drain() {
             }
         }
     }
+}
 
+/// The first word of the farewell.
+const NO_STREAM: [u8; 4] = [0x7f, 0xff, 0xff, 0xff];
+
+#[tokio::test(start_paused = true)]
+async fn http2_parts_its_first_word_from_the_answers_before() {
+    use frames::*;
     let (drain, set) = Drain::manual();
     let mut under = connect(&drain);
-    let settings = frame(4, 0, 0, b"");
-    under.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &request(1)].concat()).await;
+    under.send(hello()).await;
     assert_eq!(read_until(&mut under.client, HEADERS).await.0, 1);
 
     set(Stage::Closing);
-    let (_, goaway) = read_until(&mut under.client, GOAWAY).await;
-    assert_eq!(goaway[..4], [0x7f, 0xff, 0xff, 0xff], "the first word names no stream");
+    let (_, question) = read_until(&mut under.client, PING).await;
+    // An answer that was read together with the first word would make the client ask for something,
+    // and take that back.
+    under.send(request(3)).await;
+    let early = timeout(Duration::from_millis(50), read(&mut under.client)).await;
+    assert!(early.is_err(), "{early:?} before the client has read everything");
+    under.send(answer(&question)).await;
+    let (kind, _, first) = read(&mut under.client).await;
+    assert_eq!((kind, &first[..4]), (GOAWAY, &NO_STREAM[..]));
+    assert_eq!(read_until(&mut under.client, HEADERS).await.0, 3);
+    let (_, ping) = read_until(&mut under.client, PING).await;
+    under.send(answer(&ping)).await;
+    let (_, last) = read_until(&mut under.client, GOAWAY).await;
+    assert_eq!(last[..4], [0, 0, 0, 3]);
+    under.served.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn http2_serves_what_its_client_had_queued_when_it_heard_of_the_drain() {
+    use frames::*;
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send(hello()).await;
+    assert_eq!(read_until(&mut under.client, HEADERS).await.0, 1);
+
+    set(Stage::Closing);
+    // A client that does not answer hears of it nevertheless.
+    let (_, first) = read_until(&mut under.client, GOAWAY).await;
+    assert_eq!(first[..4], NO_STREAM);
     // As a client does it that answers whatever it has read before it sends what it has queued.
     let early = timeout(SOON, read_until(&mut under.client, PING)).await;
     assert!(early.is_err(), "a PING right behind the first word");
     under.send(request(3)).await;
     assert_eq!(read_until(&mut under.client, HEADERS).await.0, 3);
     let (_, ping) = read_until(&mut under.client, PING).await;
-    under.send(frame(PING, 1, 0, &ping)).await;
-    let (_, goaway) = read_until(&mut under.client, GOAWAY).await;
-    assert_eq!(goaway[..4], [0, 0, 0, 3]);
+    under.send(answer(&ping)).await;
+    let (_, last) = read_until(&mut under.client, GOAWAY).await;
+    assert_eq!(last[..4], [0, 0, 0, 3]);
     under.served.await.unwrap().unwrap();
 }
 
