@@ -6,7 +6,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
-use crate::{Doing, Failure};
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
+
+use crate::{Doing, Failure, Need};
 
 /// Held for reading while a process is started and for writing while an
 /// executable is written. A descriptor open for writing would otherwise be
@@ -29,6 +31,30 @@ pub struct Program {
     path: PathBuf,
 }
 
+/// Holds up whoever executes a program, as a file system does that does not answer, until it is
+/// dropped.
+#[derive(Debug)]
+#[must_use = "it goes on when this is dropped"]
+pub struct HeldUp {
+    // Nobody reads the kernel's questions. When this is closed all of them are answered with yes.
+    _questions: Fanotify,
+}
+
+impl HeldUp {
+    pub(crate) const NEED: Need = Need {
+        what: "the right to hold up an exec (root), and a kernel with fanotify permissions",
+        is_met: || Self::at(Path::new("/")).is_ok(),
+    };
+
+    fn at(path: &Path) -> Result<Self, Failure> {
+        let flags = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC;
+        let questions = Fanotify::init(flags, EventFFlags::O_CLOEXEC)?;
+        let (add, exec) = (MarkFlags::FAN_MARK_ADD, MaskFlags::FAN_OPEN_EXEC_PERM);
+        questions.mark(add, exec, rustix::fs::CWD, Some(path))?;
+        Ok(Self { _questions: questions })
+    }
+}
+
 /// Keeps a program from being executed, until it is dropped.
 #[derive(Debug)]
 #[must_use = "the program can be executed again when this is dropped"]
@@ -48,6 +74,15 @@ impl Program {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Holds up whoever executes it from now on.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn hold_up(&self) -> Result<HeldUp, Failure> {
+        HeldUp::at(&self.path)
     }
 
     /// Renames a new file with the same content over it.

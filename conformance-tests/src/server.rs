@@ -42,8 +42,8 @@
 //! with `at=NAME`), `pause MS`, `exit N`, `panic`, `abort`, `segv`, `kill`, `hang` (the whole
 //! thread, and so the runtime), `pend` (only this future, for hooks), `watch` (a
 //! descriptor, through the runtime, until it is readable; at `serving` only), `helper` (a process that
-//! inherits every descriptor and outlives this one), `nofile N` (its limit of descriptors), `pin CPU`,
-//! `nice N`, `block SIGNAL` (of the thread).
+//! inherits every descriptor and outlives this one), `nofile N` (its limit of descriptors),
+//! `memory [KIB]` (so much more than it has mapped, or as much as it wants), `pin CPU`, `nice N`, `block SIGNAL` (of the thread).
 //!
 //! Actions that speak the handover protocol by hand, at `born` in place of the library, or later
 //! behind its back: `hello [OLDEST NEWEST]`, `offer` (reads it), `ready N` (claims the first N

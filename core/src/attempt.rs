@@ -368,6 +368,8 @@ impl Successor {
     /// a start that is under way, and one for a process that dies.
     pub(crate) fn end(&mut self) {
         if let Some((mut spawning, finished)) = self.spawning.take() {
+            // If it starts when this process has gone, it must not take that for a crash.
+            self.abort();
             spawning.close();
             if let Ok(Some(Ok(child))) = spawning.try_recv() {
                 self.child = Some(child);

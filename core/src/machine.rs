@@ -654,6 +654,8 @@ impl Machine {
         match step {
             Step::Vetting => self.failed(Failure::HookDeadline, false, now),
             Step::Spawning => {
+                // Read by whoever starts after all, also if nobody is left to kill it.
+                self.push(Action::Abort(self.attempt));
                 self.ghost = Some(self.attempt);
                 self.report(Err(Failure::SpawnDeadline));
                 self.phase = Phase::Serving;

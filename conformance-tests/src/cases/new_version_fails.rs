@@ -10,18 +10,21 @@ use super::common::{
 use super::talk::{self, Talk};
 use crate::client::{Load, Report};
 use crate::hygiene::Belongings;
-use crate::program::Program;
+use crate::program::{HeldUp, Program};
 use crate::signal::Signal;
 use crate::timeline::Event;
 use crate::{Case, Context, Failure, Scenario, ensure, poll_until};
 
 macro_rules! case {
     ($name:literal, $clause:literal, $run:expr) => {
+        case!($name, $clause, $run, &[])
+    };
+    ($name:literal, $clause:literal, $run:expr, $needs:expr) => {
         Case {
             name: concat!("new_version_fails::", $name),
             clause: $clause,
             deadline: DEADLINE,
-            needs: &[],
+            needs: $needs,
             run: $run,
         }
     };
@@ -90,6 +93,18 @@ pub(super) const CASES: &[Case] = &[
         };
         faulty.is_survived(case)
     }),
+    case!(
+        "its_start_hangs",
+        "its exec hangs in a file system: an answer at the deadline, and no second start beside it; \
+         if it goes on after all, it is ended",
+        start_hangs,
+        &[HeldUp::NEED]
+    ),
+    case!(
+        "there_is_no_memory_to_start_it",
+        "no memory for a start: an error that says so, and nothing is lost",
+        no_memory
+    ),
     case!("it_exits_with_0", "it exits with 0 before it is ready", |case| {
         ended(case, "exit 0", "exit status 0")
     }),
@@ -271,7 +286,7 @@ pub(super) const CASES: &[Case] = &[
 
 /// A deadline that a broken version is to reach, and a sound one not, in milliseconds: of the same
 /// process, on a machine that may be busy with something else.
-const REACHED: u64 = 4_000;
+const REACHED: u64 = 8_000;
 
 type Keep = Box<dyn std::any::Any>;
 
@@ -569,6 +584,51 @@ fn old_near_the_limit(case: &Context) -> Result<(), Failure> {
         owns_the_same(&before, first.pid)?;
     }
     Err(Failure::new("40 descriptors were not enough"))
+}
+
+fn start_hangs(case: &Context) -> Result<(), Failure> {
+    let scenario = plain().with("policy.spawn", REACHED);
+    let first = start(case, &scenario)?;
+    let before = answering(case, &first)?;
+    let load = load(case, first.address()?)?;
+    let held = case.program().hold_up()?;
+    refused(case, first.pid, "SpawnDeadline")?;
+    refused(case, first.pid, "Unkillable")?;
+    load.wait_for_answers(50, SOON)?;
+    drop(held);
+    settled(case, &[first.pid])?;
+    let report = load.stop();
+    case.nothing_lost(&report)?;
+    ensure!(report.serving() == Some(first.pid), "{report}");
+    owns_the_same(&before, first.pid)?;
+    let second = restart(case, first.pid)?;
+    case.wait_exit(first.pid, SOON)?;
+
+    // Nobody is there any more when it goes on.
+    let held = case.program().hold_up()?;
+    refused(case, second.pid, "SpawnDeadline")?;
+    case.signal(second.pid, Signal::TERM)?;
+    case.wait_exit(second.pid, SOON)?;
+    drop(held);
+    case.wait_only(&[], SOON)
+}
+
+fn no_memory(case: &Context) -> Result<(), Failure> {
+    let first = start(case, &plain())?;
+    let before = answering(case, &first)?;
+    // Less than the stack of a thread.
+    carry_out(case, first.pid, "thread-act", &[("action", "memory 1024")])?;
+    for _ in 0..3 {
+        let outcome = ask(case, first.pid)?;
+        is_refused(&outcome, "Resources")?;
+        let error = outcome.get("error").unwrap_or_default();
+        ensure!(error.contains("os error 11"), "it does not say so: {outcome}");
+    }
+    carry_out(case, first.pid, "thread-act", &[("action", "memory")])?;
+    settled(case, &[first.pid])?;
+    owns_the_same(&before, first.pid)?;
+    let load = load(case, first.address()?)?;
+    finish(case, load, first.pid)
 }
 
 fn new_near_the_limit(case: &Context) -> Result<(), Failure> {

@@ -35,7 +35,7 @@ struct Inner {
     wakers: Vec<Waker>,
 }
 
-const VERBS: [&str; 34] = [
+const VERBS: [&str; 35] = [
     "ok",
     "fail",
     "give-up",
@@ -53,6 +53,7 @@ const VERBS: [&str; 34] = [
     "children",
     "offspring",
     "nofile",
+    "memory",
     "pin",
     "nice",
     "block",
@@ -106,6 +107,14 @@ impl Act {
             "nofile" => {
                 let maximum = getrlimit(Resource::Nofile).maximum;
                 setrlimit(Resource::Nofile, Rlimit { current: Some(self.rest.parse()?), maximum })?;
+            }
+            "memory" => {
+                let maximum = getrlimit(Resource::As).maximum;
+                let current = match self.rest.parse::<u64>() {
+                    Ok(more) => Some((mapped()? + more) * 1024),
+                    Err(_) => maximum,
+                };
+                setrlimit(Resource::As, Rlimit { current, maximum })?;
             }
             "pin" => {
                 let mut one = rustix::thread::CpuSet::new();
@@ -254,4 +263,11 @@ fn offspring(generation: &Generation) -> Result<(), Failure> {
     generation.tell("offspring", &[("pid", &child.id())]);
     std::thread::Builder::new().name("offspring".into()).spawn(move || child.wait())?;
     Ok(())
+}
+
+/// How much memory this process has mapped, in KiB.
+fn mapped() -> Result<u64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mapped = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    Ok(mapped.unwrap_or_default().trim().trim_end_matches(" kB").parse()?)
 }

@@ -231,7 +231,7 @@ mod table {
             ("vetting+heir", g(Stop), &[SayStopping, Report(1, STOPPED), Forget(1)], SERVING),
             ("vetting", g(Restart), refuse, FORKING),
             ("spawning", g(SpawnFailed(1)), &[Report(1, Err(Failure::Spawn)), Forget(1)], SERVING),
-            ("spawning", Do::Time, &[Report(1, Err(Failure::SpawnDeadline))], SERVING),
+            ("spawning", Do::Time, &[Abort(1), Report(1, Err(Failure::SpawnDeadline))], SERVING),
             ("spawning", g(Stop), &[Abort(1)], FORKING),
             ("spawning", g(Restart), refuse, FORKING),
             ("spawning", g(Quit), &[], FORKING),
