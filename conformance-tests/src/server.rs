@@ -62,12 +62,13 @@
 //! `dropped` (`run`), `rolled back`, `hook` (`when`,
 //! `event`, `action`), `acts` (`place`, `action`),
 //! `waits` (`place`), `closed` (a listener was given up), `exit`
-//! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `served` (how many `requests` came as far as the service of an HTTP stack), `own signal` (`signal`).
+//! (`successor`, `drained`, `cut`) or `exit` with `kind` and `error`, `served` (how many `requests` came as far as the service of an HTTP stack), `own signal` (`signal`), `caught up`.
 //!
 //! # Commands
 //!
 //! `restart id`, `stop`, `quit`, `add entry` (a line of `listen`), `close name`, `in-flight`
-//! (tells it), `unhelp` (the second task of each listener goes), `guard` and `unguard`, `ignore` and `attend` (accepts nothing for a while), `write name text` and `read name` (files and pipes),
+//! (tells it), `catch-up` (tells `caught up` when the runtime has reported something that became ready
+//! after the command), `unhelp` (the second task of each listener goes), `guard` and `unguard`, `ignore` and `attend` (accepts nothing for a while), `write name text` and `read name` (files and pipes),
 //! `unclaimed`, `end [error]` (the server future ends), `go at` (`at=drop-run` drops the future of
 //! `run`, and this process lives on until `at=end`), `act action` (on the command
 //! thread, at once), `thread-act action` (on the runtime's thread: `hang` wedges it).

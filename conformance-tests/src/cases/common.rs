@@ -331,6 +331,16 @@ fn turn(case: &Context, pid: u32) -> Result<u64, Failure> {
     number(&told, "count")
 }
 
+/// Lets a process deal with all that is ready by now: its runtime has reported what became ready
+/// after that, and a task has been polled, when this returns. Its listeners may be open or closed.
+pub(crate) fn catch_up(case: &Context, pid: u32) -> Result<(), Failure> {
+    let seen = case.timeline().len();
+    case.command(pid, "catch-up", &[])?;
+    let what = format!("process {pid} to catch up");
+    let caught_up = |event: &Event| event.pid == Some(pid) && event.is("caught up");
+    case.timeline().wait_for_after(seen, &what, SOON, caught_up).map(drop)
+}
+
 /// Waits until a process serves again.
 pub(crate) fn wait_rolled_back(case: &Context, seen: usize, pid: u32) -> Result<(), Failure> {
     // Not by its states: a task that has no turn between two of them sees the last only.

@@ -24,7 +24,7 @@ use super::outcomes::{Blob, tell_outcome};
 use super::setup::{self, Kind, Listen};
 #[cfg(feature = "tls")]
 use super::tls;
-use super::{Server, blocking, packets, resolve, signal_named};
+use super::{Server, blocking, packets, resolve, signal_named, watch};
 use crate::generation::{Command, Generation};
 use crate::{Doing, Failure};
 
@@ -429,6 +429,17 @@ impl<R: ServerSockets> Serving<R> {
             }
             "in-flight" => {
                 generation.tell("in flight", &[("count", &self.handle.in_flight())]);
+            }
+            "catch-up" => {
+                let runtime = self.runtime.clone();
+                self.tasks.push(Box::pin(async move {
+                    match watch::once(&runtime).await {
+                        Ok(()) => generation.tell("caught up", &[]),
+                        Err(failure) => {
+                            generation.tell("failed to act", &[("reason", &failure)]);
+                        }
+                    }
+                }));
             }
             "unclaimed" => {
                 generation.tell("unclaimed", &[("names", &self.handle.unclaimed().join(" "))]);

@@ -29,6 +29,8 @@ fn is(mutation: Mutation) -> bool {
     *BROKEN == Some(mutation)
 }
 
+const HOUR: Duration = Duration::from_secs(3_600);
+
 /// Whether this process has a predecessor.
 pub static INHERITS: AtomicBool = AtomicBool::new(false);
 
@@ -77,22 +79,24 @@ impl Runtime for Broken {
     type Watch = Watched<OwnedFd>;
 
     fn now(&self) -> Instant {
-        static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
-        if is(Mutation::TheClockRunsSlow) {
-            return *BEGINNING + BEGINNING.elapsed() / 2;
+        /// As in a process that has run for an hour.
+        static BEGINNING: LazyLock<Instant> = LazyLock::new(|| Instant::now() - HOUR);
+        match *BROKEN {
+            Some(Mutation::TheClockRunsSlow) => *BEGINNING + BEGINNING.elapsed() / 2,
+            // A deadline that passes while this process is not run would be seen without a timer.
+            Some(Mutation::DeadlinesAreIgnored) => *BEGINNING,
+            _ => Instant::now(),
         }
-        Instant::now()
     }
 
     fn timer(&self, at: Instant) -> Timer {
-        let left = at.saturating_duration_since(Instant::now());
-        let at = match *BROKEN {
-            Some(Mutation::TimersFireLate) => at + Duration::from_secs(20),
-            Some(Mutation::DeadlinesAreIgnored) => at + Duration::from_secs(600),
-            Some(Mutation::TimersFireEarly) => at - left / 2,
+        Timer(Sleep::until(match *BROKEN {
+            // Later than a busy machine may be, and sooner than a case gives up.
+            Some(Mutation::TimersFireLate) => at + Duration::from_secs(16),
+            Some(Mutation::DeadlinesAreIgnored) => Instant::now() + HOUR,
+            Some(Mutation::TimersFireEarly) => Instant::now(),
             _ => at,
-        };
-        Timer(Sleep::until(at))
+        }))
     }
 
     fn signals(&self, signals: &[Signal]) -> io::Result<Signals> {
@@ -137,7 +141,11 @@ impl Future for Timer {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         unasked(context);
-        self.0.poll_unpin(&mut deaf_if(Mutation::TimersNeverFire, context))
+        // Its time may have come before it is first polled, which nobody would have to wake.
+        if is(Mutation::TimersNeverFire) {
+            return Poll::Pending;
+        }
+        self.0.poll_unpin(context)
     }
 }
 

@@ -51,12 +51,12 @@ macro_rules! mutants {
 
 mutants! {
     broken {
-        /// A timer registers no waker.
         TimersNeverFire, "timers_never_fire":
             "adapter::timers_fire_when_their_time_has_come",
             ["the end of a timer of 20 ms: not within"];
         TimersFireLate, "timers_fire_late":
             "adapter::timers_fire_when_their_time_has_come", ["too late"];
+        /// At once.
         TimersFireEarly, "timers_fire_early":
             "adapter::timers_fire_when_their_time_has_come", ["too early"];
         /// `now` and `timer` do not mean the same clock.
