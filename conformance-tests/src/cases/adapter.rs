@@ -6,6 +6,8 @@ use super::common::{
     DEADLINE, SOON, another, at_rest, carry_out, catch_up, finish, hold, load, outcome, pid_of,
     plain, restart, start, stop, took_over, unchanged, wait_left,
 };
+use super::frozen::Frozen;
+use super::serve::queued;
 use super::talk::{self, Talk};
 use crate::signal::Signal;
 use crate::{Case, Context, Doing, Failure, Stamp, ensure, poll_until};
@@ -79,12 +81,12 @@ fn timers(case: &Context) -> Result<(), Failure> {
         ensure!(took >= wanted, "a timer of {ms} ms has fired after {took:?}: too early");
         ensure!(took < wanted + LATE, "a timer of {ms} ms has fired after {took:?}: too late");
     }
-    stop(case, server.pid)
-}
     catch_up(case, server.pid)?;
     let events = case.timeline().events();
     let fired = events.iter().any(|event| event.get("action").map(str::trim) == Some("ok"));
     ensure!(!fired, "a timer of {BEYOND} ms has fired within the case: too early");
+    stop(case, server.pid)
+}
 
 /// The action that waits for a timer of so many milliseconds.
 struct Pause(u64);
@@ -195,8 +197,15 @@ fn before_the_commit(case: &Context) -> Result<(), Failure> {
     // The new one is ready, and has told the old one so.
     case.wait_for_from(first.pid, "waits", SOON)?;
     let second = pid_of(&another(case, &[first.pid], "ready")?)?;
-    for _ in 0..100 {
-        let answer = talk::get(first.address()?, "/")?;
+    // While nobody else can take them.
+    let Some(frozen) = Frozen::of(case, first.pid)? else {
+        return Err(Failure::new("the old one has gone by itself"));
+    };
+    let waiting = queued(first.address()?)?;
+    catch_up(case, second)?;
+    frozen.thaw();
+    for mut talk in waiting {
+        let answer = talk.hear()?;
         ensure!(
             answer.pid == first.pid,
             "process {} has accepted a connection before the commit",

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::common::{
-    DEADLINE, SOON, load, number, plain, restart, start, stop, wait_left, wait_rolled_back,
+    DEADLINE, SOON, catch_up, load, number, plain, restart, start, stop, wait_left,
+    wait_rolled_back,
 };
 use super::frozen::Frozen;
 use super::talk::{self, Talk};
@@ -252,6 +253,8 @@ fn idle(case: &Context, scenario: &Scenario) -> Result<(), Failure> {
     // It is accepted after those two.
     let mut unused = old.connect()?;
     let new = old.replace(case, &load)?;
+    // It has learnt that it drains, and has not closed anything.
+    catch_up(case, old.pid)?;
     is_told_by(&mut used, old.pid)?;
     is_told_by(&mut late, old.pid)?;
     // Nobody waits for these for ever.

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::common::{
-    DEADLINE, SOON, another, ask, at_rest, carry_out, finish, finish_without_restart, hold,
-    is_refused, load, number, outcome, pid_of, plain, refused, restart, serving, start, stop,
+    DEADLINE, SOON, another, ask, at_rest, carry_out, catch_up, finish, finish_without_restart,
+    hold, is_refused, load, number, outcome, pid_of, plain, refused, restart, serving, start, stop,
     took_over, unchanged, wait_in_flight, wait_left, wait_state,
 };
 use super::talk::{self, Talk};
@@ -247,6 +247,8 @@ fn queue(case: &Context) -> Result<(), Failure> {
     case.set_scenario(&plain())?;
     took_over(case, &outcome(case, first.pid, seen)?)?;
     wait_left(case, first.pid)?;
+    // The old one has had its chance before the new one has its own.
+    catch_up(case, first.pid)?;
     // The second has a hook that would wait, too.
     case.command(second, "go", &[("at", "switch")])?;
     finish(case, load, second)
