@@ -262,14 +262,18 @@ fn paused(case: &Context) -> Result<(), Failure> {
     let first = start(case, &long)?;
     let address = first.address()?;
     // The kernel's list may miss one while others come and go.
-    poll_until(SOON, "an owner that watches its listener", || {
-        watched(first.pid).is_ok_and(|watched| !watched.is_empty()).then_some(())
+    let own = poll_until(SOON, "an owner that watches its listener", || {
+        let listening = listening().ok()?;
+        let mut own = watched(first.pid).ok()?;
+        own.retain(|watched| listening.contains(&watched.inode));
+        (!own.is_empty()).then_some(own)
     })?;
     let load = load(case, address)?;
     hold(case, first.pid)?;
     let second = restart(case, first.pid)?;
     // The old one has its copy still, and must leave all wake-ups to the new one.
-    let polled = watched(first.pid)?;
+    let mut polled = watched(first.pid)?;
+    polled.retain(|watched| own.contains(watched));
     ensure!(polled.is_empty(), "the old process still watches {polled:?}");
     for _ in 0..2 {
         all_answered(queued(address)?, second.pid)?;
@@ -283,21 +287,28 @@ fn paused(case: &Context) -> Result<(), Failure> {
     finish_without_restart(case, load, second.pid)
 }
 
-/// The listeners of a process that are in one of its epoll instances, by their inode.
-fn watched(pid: u32) -> Result<Vec<u64>, Failure> {
+/// A file in an epoll instance.
+#[derive(Debug, PartialEq, Eq)]
+struct Watched {
+    inode: u64,
+    device: String,
+}
+
+/// What is in the epoll instances of a process.
+fn watched(pid: u32) -> Result<Vec<Watched>, Failure> {
     let mut watched = Vec::new();
-    let listeners = listening()?;
     for descriptor in hygiene::descriptors(pid)? {
         if descriptor.target != "anon_inode:[eventpoll]" {
             continue;
         }
         let path = format!("/proc/{pid}/fdinfo/{}", descriptor.number);
         let info = std::fs::read_to_string(path).unwrap_or_default();
-        for line in info.lines().filter(|line| line.starts_with("tfd:")) {
-            let inode = line.split_once("ino:").and_then(|(_, rest)| rest.split(' ').next());
-            let inode = inode.and_then(|inode| u64::from_str_radix(inode, 16).ok());
-            watched.extend(inode.filter(|inode| listeners.contains(inode)));
-        }
+        watched.extend(info.lines().filter(|line| line.starts_with("tfd:")).filter_map(|line| {
+            let (_, identity) = line.split_once("ino:")?;
+            let (inode, device) = identity.split_once(' ')?;
+            let inode = u64::from_str_radix(inode, 16).ok()?;
+            Some(Watched { inode, device: device.to_owned() })
+        }));
     }
     Ok(watched)
 }
