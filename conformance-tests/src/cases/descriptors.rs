@@ -17,7 +17,7 @@ use rustix::net::{
 
 use super::common::{
     DEADLINE, SOON, Serving, at_rest, finish, hold, load, outcome, plain, restart, serving,
-    settled, start, stop, unchanged, uninterrupted,
+    settled, start, stop, unchanged, uninterrupted, wait_left,
 };
 use super::talk;
 use crate::client::Target;
@@ -540,7 +540,9 @@ fn flags(case: &Context) -> Result<(), Failure> {
     let listen = "web tcp 127.0.0.1:0\nlog file server.log\np pipe -\nu udp 127.0.0.1:0\n\
                   d unix-datagram d.sock\ns unix s.sock\nq seqpacket q.sock";
     let (stdin, keep) = std::io::pipe()?;
-    case.set_scenario(&Scenario::new().with("listen", listen))?;
+    let usual = Scenario::new().with("listen", listen);
+    // With the probation it gives up what is looked at.
+    case.set_scenario(&usual.clone().with("policy.probation", 60_000))?;
     let pid = case.subject().stdin(stdin).start()?.pid();
     let first = serving(case, pid)?;
     let load = load(case, first.address()?)?;
@@ -574,7 +576,7 @@ fn flags(case: &Context) -> Result<(), Failure> {
     case.program().replace()?;
     let after = look(pid)?;
     ensure!(after == before, "a failed spawn has changed {before:#?} to {after:#?}");
-    hold(case, pid)?;
+    case.set_scenario(&usual)?;
     let next = restart(case, pid)?;
     for pid in [pid, next.pid] {
         let after = look(pid)?;
@@ -582,7 +584,8 @@ fn flags(case: &Context) -> Result<(), Failure> {
         let all = before.iter().all(|one| after.contains(&one));
         ensure!(all, "process {pid}: {before:#?} has become {after:#?}");
     }
-    case.command(pid, "unguard", &[])?;
+    case.signal(pid, Signal::TERM)?;
+    wait_left(case, pid)?;
     drop(keep);
     finish(case, load, next.pid)
 }
