@@ -212,12 +212,17 @@ fn udp(case: &Context) -> Result<(), Failure> {
     let first = start(case, &Scenario::new().with("listen", listen))?;
     let load = load(case, first.address()?)?;
     let over = Arc::new(AtomicBool::new(false));
-    // One after another: more could overflow the buffer, and UDP loses those.
     let clients: Result<Vec<_>, Failure> = ["four", "six"]
         .into_iter()
         .map(|name| {
-            let (target, over) = (first.address_of(name)?, Arc::clone(&over));
-            Ok(std::thread::spawn(move || ask_datagrams(target, &over)))
+            let mut client = Client::of(first.address_of(name)?)?;
+            // When its thread is first run is not known.
+            for _ in 0..20 {
+                let by = client.ask()?;
+                ensure!(by == first.pid, "process {by} has answered, not {}", first.pid);
+            }
+            let over = Arc::clone(&over);
+            Ok(std::thread::spawn(move || client.ask_until(&over)))
         })
         .collect();
     let second = replaced(case, first.pid)?;
@@ -225,42 +230,57 @@ fn udp(case: &Context) -> Result<(), Failure> {
     over.store(true, Ordering::Relaxed);
     for client in clients? {
         let answered = client.join().map_err(|_| Failure::new("a client panicked"))??;
-        ensure!(answered.first() == Some(&first.pid), "{answered:?}");
         ensure!(answered.last() == Some(&third.pid), "{answered:?}");
     }
     finish(case, load, third.pid)
 }
 
-/// Asks until `over`, and once more; gives who answered, without repetitions.
-fn ask_datagrams(target: SocketAddr, over: &AtomicBool) -> Result<Vec<u32>, Failure> {
-    let local: SocketAddr = match target {
-        SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
-    };
-    let socket = UdpSocket::bind(local)?;
-    socket.set_read_timeout(Some(SOON))?;
-    let mut answered = Vec::new();
-    let mut number = 0;
-    loop {
-        let last = over.load(Ordering::Relaxed);
-        number += 1;
-        let text = number.to_string();
-        socket.send_to(text.as_bytes(), target).doing("sending a datagram")?;
+/// Sends datagrams one after another: more could overflow the buffer, and UDP loses those.
+struct Client {
+    socket: UdpSocket,
+    target: SocketAddr,
+    asked: usize,
+}
+
+impl Client {
+    fn of(target: SocketAddr) -> Result<Self, Failure> {
+        let local: SocketAddr = match target {
+            SocketAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+        };
+        let socket = UdpSocket::bind(local)?;
+        socket.set_read_timeout(Some(SOON))?;
+        Ok(Self { socket, target, asked: 0 })
+    }
+
+    /// Asks once; gives who answered.
+    fn ask(&mut self) -> Result<u32, Failure> {
+        self.asked += 1;
+        let text = self.asked.to_string();
+        self.socket.send_to(text.as_bytes(), self.target).doing("sending a datagram")?;
         let mut buffer = [0; 64];
-        let heard = uninterrupted(|| socket.recv_from(&mut buffer));
+        let heard = uninterrupted(|| self.socket.recv_from(&mut buffer));
         let (length, _) = heard.doing("waiting for a datagram")?;
-        answered.push(answered_by(&buffer[..length], &text)?);
-        answered.dedup();
-        if last {
-            return Ok(answered);
+        answered_by(&buffer[..length], &text)
+    }
+
+    /// Asks until `over`, and once more; gives who answered, without repetitions.
+    fn ask_until(&mut self, over: &AtomicBool) -> Result<Vec<u32>, Failure> {
+        let mut answered = Vec::new();
+        loop {
+            let last = over.load(Ordering::Relaxed);
+            answered.push(self.ask()?);
+            answered.dedup();
+            if last {
+                return Ok(answered);
+            }
         }
     }
 }
 
 /// Asks once; gives who answered.
 pub(super) fn ask_datagram(target: SocketAddr) -> Result<u32, Failure> {
-    let answered = ask_datagrams(target, &AtomicBool::new(true))?;
-    answered.first().copied().ok_or_else(|| Failure::new("nobody has answered"))
+    Client::of(target)?.ask()
 }
 
 /// The process that has answered `text`.
