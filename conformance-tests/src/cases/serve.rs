@@ -194,6 +194,9 @@ fn five_seconds(case: &Context) -> Result<(), Failure> {
     let load = load(case, first.address()?)?;
     let mut slow = Talk::to(first.address()?)?;
     slow.ask("/slow?ms=5000")?;
+    // And one that outlasts it, however late the old process is when it looks at the time.
+    let mut held = Talk::to(first.address()?)?;
+    held.begin()?;
     // The answer to a later request shows that the earlier one was taken up.
     let taken = talk::get(first.address()?, "/")?;
     ensure!(taken.pid == first.pid, "{taken:?}");
@@ -203,6 +206,8 @@ fn five_seconds(case: &Context) -> Result<(), Failure> {
     let answer = slow.hear()?;
     ensure!(answer.word == "slow" && answer.pid == first.pid, "{answer:?}");
     ensure!(answer.close, "{answer:?} keeps the connection to a process that leaves");
+    let answer = held.finish()?;
+    ensure!(answer.word == "got" && answer.pid == first.pid, "{answer:?}");
     wait_left(case, first.pid)?;
     finish(case, load, second.pid)
 }
@@ -242,13 +247,13 @@ fn queue(case: &Context) -> Result<(), Failure> {
     case.command(first.pid, "go", &[("at", "switch")])?;
     wait_state(case, first.pid, "Draining")?;
     let waiting = queued(first.address()?)?;
+    // The old one has had its chance before the new one has its own.
+    catch_up(case, first.pid)?;
     case.signal(second, Signal::CONT)?;
     all_answered(waiting, second)?;
     case.set_scenario(&plain())?;
     took_over(case, &outcome(case, first.pid, seen)?)?;
     wait_left(case, first.pid)?;
-    // The old one has had its chance before the new one has its own.
-    catch_up(case, first.pid)?;
     // The second has a hook that would wait, too.
     case.command(second, "go", &[("at", "switch")])?;
     finish(case, load, second)

@@ -141,17 +141,18 @@ impl<S: Read + Write> Talk<S> {
 
     fn more(&mut self) -> Result<(), Failure> {
         let mut piece = [0; 16 * 1024];
-        let length = uninterrupted(|| self.stream.read(&mut piece));
-        match length.doing("waiting for an answer")? {
-            0 => {
-                let text = String::from_utf8_lossy(&self.input).into_owned();
-                Err(Failure::new(format!("closed before an answer; so far {text:?}")))
-            }
+        let closed = match uninterrupted(|| self.stream.read(&mut piece)) {
+            Ok(0) => "closed",
+            // By who has not read all of the request: whether he has is a matter of chance.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => "reset, and so closed",
             length => {
+                let length = length.doing("waiting for an answer")?;
                 self.input.extend_from_slice(&piece[..length]);
-                Ok(())
+                return Ok(());
             }
-        }
+        };
+        let text = String::from_utf8_lossy(&self.input).into_owned();
+        Err(Failure::new(format!("{closed} before an answer; so far {text:?}")))
     }
 }
 
