@@ -232,7 +232,8 @@ fn queue(case: &Context) -> Result<(), Failure> {
 }
 
 fn stop_deadline(case: &Context) -> Result<(), Failure> {
-    let quick = plain().with("policy.stop_linger", 200).with("policy.stop_drain", 4_000);
+    // A process that is not run between the two has nobody to tell any more.
+    let quick = plain().with("policy.stop_linger", 200).with("policy.stop_drain", 8_000);
     let first = start(case, &quick)?;
     let mut slow = [Talk::to(first.address()?)?, Talk::to(first.address()?)?];
     for talk in &mut slow {
