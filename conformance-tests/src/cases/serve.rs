@@ -190,11 +190,12 @@ fn under_load(case: &Context) -> Result<(), Failure> {
 
 fn five_seconds(case: &Context) -> Result<(), Failure> {
     // Longer than the request: its answer tells to close before anything is closed.
-    let first = start(case, &plain().with("policy.linger", 15_000))?;
+    let scenario = plain().with("policy.linger", 15_000).also("hooks", "after settle ok");
+    let first = start(case, &scenario)?;
     let load = load(case, first.address()?)?;
     let mut slow = Talk::to(first.address()?)?;
     slow.ask("/slow?ms=5000")?;
-    // And one that outlasts it, however late the old process is when it looks at the time.
+    // And one that lasts for as long as the restart, however slow that is.
     let mut held = Talk::to(first.address()?)?;
     held.begin()?;
     // The answer to a later request shows that the earlier one was taken up.
@@ -205,9 +206,13 @@ fn five_seconds(case: &Context) -> Result<(), Failure> {
     ensure!(next.pid == second.pid, "{next:?} from {second:?}");
     let answer = slow.hear()?;
     ensure!(answer.word == "slow" && answer.pid == first.pid, "{answer:?}");
-    ensure!(answer.close, "{answer:?} keeps the connection to a process that leaves");
+    // Nothing but the request keeps the old process any more.
+    case.timeline().wait_for("the end of the probation", SOON, |event| {
+        event.pid == Some(first.pid) && event.is("hook") && event.get("event") == Some("settle")
+    })?;
     let answer = held.finish()?;
     ensure!(answer.word == "got" && answer.pid == first.pid, "{answer:?}");
+    ensure!(answer.close, "{answer:?} keeps the connection to a process that leaves");
     wait_left(case, first.pid)?;
     finish(case, load, second.pid)
 }
