@@ -92,6 +92,9 @@ pub(super) type Stack<R> = Box<dyn FnMut(<R as Sockets>::TcpListener, Answers<R>
 /// How long to leave a listener alone that cannot accept, for a lack of descriptors.
 const SHORTAGE: Duration = Duration::from_millis(20);
 
+/// How many connections to take up at once.
+const TURN: usize = 64;
+
 pub(super) struct Serving<R: ServerSockets> {
     tcp: Answering<R::TcpListener, R>,
     unix: Answering<R::UnixListener, R>,
@@ -203,20 +206,31 @@ impl<R: ServerSockets> Serving<R> {
                     return Poll::Ready(end);
                 }
             }
-            while !self.is_ignoring
-                && let Poll::Ready(Some(connection)) = self.incoming.poll_next_unpin(context)
-            {
-                self.tasks.push(connection);
-            }
-            for helper in &mut self.helpers {
-                while let Poll::Ready(Some(connection)) = helper.poll_next_unpin(context) {
-                    self.tasks.push(connection);
-                }
-            }
+            self.accept_all(context);
             while let Poll::Ready(Some(())) = self.tasks.poll_next_unpin(context) {}
             Poll::Pending
         })
         .await
+    }
+
+    /// Takes up the connections that wait, but no more than leave the others their turn: commands,
+    /// and the driver beside this.
+    fn accept_all(&mut self, context: &mut Context<'_>) {
+        if self.is_ignoring {
+            return;
+        }
+        let mut sources: Vec<&mut (dyn Stream<Item = Task> + Unpin)> = vec![&mut self.incoming];
+        sources.extend(self.helpers.iter_mut().map(|helper| helper as _));
+        for source in sources {
+            for turn in 0..=TURN {
+                if turn == TURN {
+                    context.waker().wake_by_ref();
+                    break;
+                }
+                let Poll::Ready(Some(connection)) = source.poll_next_unpin(context) else { break };
+                self.tasks.push(connection);
+            }
+        }
     }
 
     fn changed(&mut self, state: State) {
