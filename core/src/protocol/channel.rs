@@ -195,6 +195,7 @@ fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     #[test]
     fn the_last_words_of_a_peer_that_has_not_read_everything_are_heard() {
@@ -203,6 +204,10 @@ mod tests {
         ours.send(&Frame::Released, Vec::new()).unwrap();
         theirs.send(&Frame::Stopping, Vec::new()).unwrap();
         drop(theirs);
+        // Whatever another test starts has a copy of it until its exec.
+        let mut end = [PollFd::new(&ours.socket, PollFlags::empty())];
+        let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut end, Some(&minute)), Ok(1));
         assert!(matches!(ours.receive(), Some(Received::Frame(Frame::Stopping, _))));
         assert!(matches!(ours.receive(), Some(Received::Lost)));
     }
