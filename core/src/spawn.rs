@@ -236,9 +236,12 @@ impl Child {
 
 /// Whether the process behind `pidfd` has ended, waited for or not.
 pub(crate) fn is_dead(pidfd: BorrowedFd<'_>) -> bool {
+    is_dead_within(pidfd, Timespec { tv_sec: 0, tv_nsec: 0 })
+}
+
+fn is_dead_within(pidfd: BorrowedFd<'_>, time: Timespec) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    matches!(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now))), Ok(1..))
+    matches!(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&time))), Ok(1..))
 }
 
 /// Kills a process and all its descendants that still have their parents. What has been
@@ -254,9 +257,13 @@ pub(crate) fn kill_tree(pidfd: BorrowedFd<'_>, pid: Pid) {
     // Whatever runs this can be a descendant of what it kills only by mistake, but could not go
     // on after having stopped itself.
     let mut known = HashSet::from([pid, rustix::process::getpid()]);
-    // A fork that was under way at the stop can show up after the first look. What is stopped
-    // makes no more, so that this ends by itself; the limit is for what cannot be stopped.
-    for _ in 0..16 {
+    // A fork that was under way at the stop can show up after any look but one that begins when all
+    // stand still: a process that forks stops at the end of its fork, and when it is run. So this
+    // ends by itself; the limit, of a fifth of a second or little more, is for what cannot be
+    // stopped.
+    for _ in 0..200 {
+        let all_stand = stands_still(pid, pidfd)
+            && found.iter().all(|(pid, pidfd)| stands_still(*pid, pidfd.as_fd()));
         let before = found.len();
         let mut next = 0;
         collect(pid, pidfd, &mut known, &mut found);
@@ -267,14 +274,31 @@ pub(crate) fn kill_tree(pidfd: BorrowedFd<'_>, pid: Pid) {
             }
             next += 1;
         }
-        if found.len() == before {
+        if all_stand && found.len() == before {
             break;
+        }
+        if !all_stand {
+            is_dead_within(pidfd, Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
         }
     }
     let _ = pidfd_send_signal(pidfd, Signal::KILL);
     for (_, pidfd) in &found {
         let _ = pidfd_send_signal(pidfd, Signal::KILL);
     }
+}
+
+/// Whether no thread of a stopped process will do anything more.
+fn stands_still(pid: Pid, pidfd: BorrowedFd<'_>) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else {
+        return true;
+    };
+    let mut states = tasks.filter_map(|task| {
+        let stat = std::fs::read(task.ok()?.path().join("stat")).ok()?;
+        // As in `parent_of`.
+        let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+        stat.get(after_name + 1).copied()
+    });
+    states.all(|state| b"TtZX".contains(&state)) || is_dead(pidfd)
 }
 
 /// Adds the children of `parent` that are not known yet, stopped.
