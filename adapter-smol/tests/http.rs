@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_net::TcpStream;
 use futures::future::join;
@@ -42,7 +43,10 @@ impl tower_service::Service<Request<Incoming>> for Who {
 }
 
 fn start(name: &str) -> Start {
-    start_with(Policy::new().without_signals().instance(name)).unwrap()
+    // Only clients end it, however late they are.
+    let long = Duration::from_secs(600);
+    let policy = Policy::new().without_signals().instance(name).stop_linger(long).stop_drain(long);
+    start_with(policy).unwrap()
 }
 
 async fn ask(client: &mut TcpStream) -> String {

@@ -81,15 +81,20 @@ async fn ask(client: &mut TcpStream) -> String {
 async fn until_read(client: &TcpStream) {
     let theirs = format!(":{:04X}", client.peer_addr().unwrap().port());
     let ours = format!(":{:04X}", client.local_addr().unwrap().port());
-    loop {
-        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-        let mut theirs = rows.filter(|row| row[1].ends_with(&theirs) && row[2].ends_with(&ours));
-        // After the colon: what waits to be read. The list may miss one while others come and go.
-        if theirs.next().is_some_and(|row| row[4].ends_with(":00000000")) {
-            return;
+    // Before the colon: what has not arrived there yet; after it: what waits to be read. The list
+    // may miss one while others come and go.
+    for (near, far, queues) in
+        [(&ours, &theirs, "00000000:00000000"), (&theirs, &ours, ":00000000")]
+    {
+        loop {
+            let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+            let mut found = rows.filter(|row| row[1].ends_with(near) && row[2].ends_with(far));
+            if found.next().is_some_and(|row| row[4].ends_with(queues)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -119,7 +124,7 @@ async fn a_lame_duck_lets_clients_in_and_tells_load_balancers_that_it_goes() {
         .without_signals()
         .instance("duck")
         .stop_linger(Duration::ZERO)
-        .lame_duck(Duration::from_millis(500));
+        .lame_duck(Duration::from_secs(600));
     let start = handover_tokio::start_with(policy).unwrap();
     let listener = start.listen_tcp("web", "127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -142,6 +147,8 @@ async fn a_lame_duck_lets_clients_in_and_tells_load_balancers_that_it_goes() {
         tokio::task::yield_now().await;
     }
     assert!(look().await.starts_with("HTTP/1.1 503 "));
+    // Told twice, it does not wait any more.
+    handle.stop();
     assert_eq!(exit.await.unwrap().cut, 0);
 }
 
