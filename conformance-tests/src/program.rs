@@ -1,9 +1,10 @@
 //! The subject's executable, which a case replaces, breaks and takes away.
 
 use std::fs::{self, File, Permissions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::{PoisonError, RwLock};
 
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
@@ -15,6 +16,22 @@ use crate::{Doing, Failure, Need};
 /// inherited, for the moment between fork and exec, by another case's subject,
 /// and make ours "text file busy".
 pub(crate) static STARTING: RwLock<()> = RwLock::new(());
+
+/// Starts a process that is no subject while cases run.
+///
+/// # Errors
+///
+/// If it cannot be started.
+pub fn start_beside(command: &mut Command) -> io::Result<Child> {
+    let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Closes what another case's subject could be left with for a moment, see [`STARTING`].
+pub(crate) fn close_for_all(owned: impl Sized) {
+    let _starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    drop(owned);
+}
 
 /// Held for reading from the start of a process until it is held by a descriptor, and for writing
 /// while dead ones are buried: one that has ended at once would be gone by then, and its number

@@ -10,7 +10,7 @@ use handover_conformance::client::Load;
 use handover_conformance::hygiene::{self, Belongings};
 use handover_conformance::signal::{Exit, Signal};
 use handover_conformance::{
-    Case, Context, Doing, Failure, Generation, Need, Scenario, Suite, ensure, http,
+    Case, Context, Doing, Failure, Generation, Need, Scenario, Suite, ensure, http, start_beside,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
                 name: "nested::hangs",
                 clause: "it never ends",
                 // Enough for its subject to serve, which is in its account.
-                deadline: Duration::from_secs(5),
+                deadline: Duration::from_secs(20),
                 needs: &[NESTED],
                 run: |case| {
                     start(case, &Scenario::new())?;
@@ -238,8 +238,9 @@ fn nested(name: &str) -> Result<Process, Failure> {
 
 fn a_hang(case: &Context) -> Result<(), Failure> {
     let mut runner = nested("nested::hangs")?;
-    runner.env("TMPDIR", case.folder()).stderr(Stdio::null());
-    let output = runner.output().doing("running")?;
+    runner.env("TMPDIR", case.folder());
+    let runner = start_beside(runner.stderr(Stdio::null())).doing("starting a runner")?;
+    let output = runner.wait_with_output().doing("running")?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(!output.status.success(), "{text}");
     for expected in ["hung", "promised: it never ends", "serving", "0 passed, 1 failed"] {
@@ -261,7 +262,8 @@ fn no_folder_in(case: &Context) -> Result<(), Failure> {
 fn lifeline(case: &Context) -> Result<(), Failure> {
     use std::io::{BufRead, BufReader};
     let mut runner = nested("nested::waits")?;
-    let mut runner = runner.env("TMPDIR", case.folder()).spawn().doing("starting a runner")?;
+    runner.env("TMPDIR", case.folder());
+    let mut runner = start_beside(&mut runner).doing("starting a runner")?;
     let output = runner.stdout.take().ok_or_else(|| Failure::new("no output"))?;
     let line = BufReader::new(output)
         .lines()
