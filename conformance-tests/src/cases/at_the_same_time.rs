@@ -101,7 +101,7 @@ fn born(case: &Context) -> usize {
 
 fn two_restarts(case: &Context) -> Result<(), Failure> {
     // Who has been replaced is still there for the second request.
-    let plain = || plain().with("policy.probation", 3_000);
+    let plain = || plain().with("policy.probation", 20_000);
     let first = start(case, &plain())?;
     let load = load(case, first.address()?)?;
     case.set_scenario(&plain().with("at.claimed", "wait here"))?;
@@ -123,8 +123,14 @@ fn two_restarts(case: &Context) -> Result<(), Failure> {
     case.set_scenario(&plain())?;
     let _ = seen;
     let mut server = serving(case, second)?;
+    // It gives up its probation.
+    case.signal(first.pid, Signal::TERM)?;
     for round in 0..5 {
         let old = server.pid;
+        if round == 4 {
+            // Nobody asks the last of them twice.
+            case.set_scenario(&super::common::plain())?;
+        }
         let before = born(case);
         let seen = case.timeline().len();
         let id = format!("round {round}");
@@ -148,6 +154,7 @@ fn two_restarts(case: &Context) -> Result<(), Failure> {
         })?;
         let taken = taken.ok_or_else(|| Failure::new(format!("nobody won: {by_handle}")))?;
         server = took_over(case, &taken)?;
+        case.signal(old, Signal::TERM)?;
         ensure!(born(case) == before + 1, "{} processes more", born(case) - before);
     }
     finish(case, load, server.pid)

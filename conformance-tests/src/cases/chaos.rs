@@ -40,7 +40,8 @@ use crate::{Case, Context, Doing, Failure, Scenario, Stamp, ensure, poll_until, 
 
 const SECONDS: &str = "HANDOVER_CHAOS_SECONDS";
 const SEED: &str = "HANDOVER_CHAOS_SEED";
-/// How long after a death its clients may notice it, on a machine that is busy.
+/// How long after an outage its clients may notice it, on a machine that is busy. Those whose
+/// connections have died are known by their addresses, and may be late.
 const NOTICE: Duration = Duration::from_secs(3);
 /// How much later than it was decided a step may be told.
 const LATE: Duration = Duration::from_secs(1);
@@ -384,7 +385,7 @@ impl<'a> Chaos<'a> {
         let from = Stamp::now();
         let peers = frozen.peers()?;
         let accepted = peers.len();
-        self.excuse(from, from + NOTICE, Excused::Peers(peers));
+        self.excuse(from, from + SOON, Excused::Peers(peers));
         frozen.kill()?;
         // The kernel may take its time over it: until then the dead one lived.
         let death = Stamp::now();
@@ -492,7 +493,7 @@ impl<'a> Chaos<'a> {
                     "process {victim} was killed, with {} connections",
                     peers.len()
                 ));
-                self.excuse(from, Stamp::now() + NOTICE, Excused::Peers(peers));
+                self.excuse(from, Stamp::now() + SOON, Excused::Peers(peers));
             }
             frozen.thaw();
         }

@@ -461,7 +461,7 @@ impl Odd {
 
 fn odd_connections_at_a_stop(case: &Context) -> Result<(), Failure> {
     let first =
-        start(case, &plain().with("policy.stop_linger", 300).with("policy.stop_drain", 8_000))?;
+        start(case, &plain().with("policy.stop_linger", 300).with("policy.stop_drain", 20_000))?;
     let odd = Odd::open(case, first.pid, first.address()?)?;
     case.signal(first.pid, Signal::TERM)?;
     let mut upgraded = odd.drained(case, first.pid)?;

@@ -70,7 +70,7 @@ pub(super) fn over_a_stack() -> Scenario {
 
 /// Times that a client may think for, with room for a machine that is busy.
 fn patient(scenario: &Scenario) -> Scenario {
-    scenario.clone().with("policy.linger", 1_500).with("policy.stop_linger", 1_500)
+    scenario.clone().with("policy.linger", 10_000).with("policy.stop_linger", 10_000)
 }
 
 fn everybody(case: &Context, address: SocketAddr) -> Result<Running, Failure> {

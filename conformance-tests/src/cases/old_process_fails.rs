@@ -419,8 +419,9 @@ fn succeed(case: &Context, instance: &str) -> Result<(u32, OwnedFd), Failure> {
 
 fn breaks_the_protocol(case: &Context) -> Result<(), Failure> {
     // OFFER: version, generation, how many descriptors, how long COMMIT may take.
-    let offer =
-        |version: u8, descriptors: u8| vec![2, version, 0, 1, 0, 0, 0, descriptors, 0, 0, 20, 0, 0];
+    let offer = |version: u8, descriptors: u8| {
+        vec![2, version, 0, 1, 0, 0, 0, descriptors, 0, 0, 200, 0, 0]
+    };
     let faults: [(&str, Vec<Vec<u8>>, &str); 9] = [
         ("garbage", vec![b"HTTP/1.1 200 OK\r\n\r\n".to_vec()], "take over"),
         ("half a frame", vec![vec![2, 1]], "take over"),
@@ -436,7 +437,8 @@ fn breaks_the_protocol(case: &Context) -> Result<(), Failure> {
         ("an abort", vec![vec![10, 3, 0, b'n', b'o', b'!']], "no!"),
         ("silence", vec![], "no offer in time"),
     ];
-    case.set_scenario(&plain().with("policy.spawn", REACHED))?;
+    // Only silence is to reach a deadline.
+    let (silent, patient) = (plain().with("policy.spawn", REACHED), plain());
     let failed = |pid: u32, what: &str, said: &str| -> Result<(), Failure> {
         let failed = case.wait_for_from(pid, "failed", SOON)?;
         let reason = failed.get("reason").unwrap_or_default();
@@ -445,6 +447,7 @@ fn breaks_the_protocol(case: &Context) -> Result<(), Failure> {
         Ok(())
     };
     for (what, frames, said) in faults {
+        case.set_scenario(if frames.is_empty() { &silent } else { &patient })?;
         let (pid, socket) = succeed(case, "main")?;
         let mut hello = [0; 64];
         let (_, length) = recv(&socket, &mut hello[..], RecvFlags::empty())?;
@@ -467,7 +470,7 @@ fn breaks_the_protocol(case: &Context) -> Result<(), Failure> {
         let (pid, socket) = succeed(case, "main")?;
         let mut offer = offer(1, 0);
         if frame.is_none() {
-            // A quarter of a second instead of five.
+            // A quarter of a second instead of fifty.
             offer[10] = 1;
         }
         send(&socket, &offer, SendFlags::NOSIGNAL)?;
@@ -480,6 +483,7 @@ fn breaks_the_protocol(case: &Context) -> Result<(), Failure> {
     let served = case.timeline().events().iter().any(|event| event.is("serving"));
     ensure!(!served, "one has served");
     // What was left for another instance is not for this one.
+    case.set_scenario(&patient)?;
     let (pid, socket) = succeed(case, "other")?;
     let server = serving(case, pid)?;
     drop(socket);
