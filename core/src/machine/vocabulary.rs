@@ -22,7 +22,8 @@ pub enum State {
 pub enum Failure {
     /// The executable could not be started.
     Spawn,
-    /// Starting the executable took longer than its deadline.
+    /// Starting the executable took longer than its deadline. If it starts after all it is killed,
+    /// or gives up by itself; until then no other can be started.
     SpawnDeadline,
     /// The successor ended before it was ready.
     Exited,
@@ -52,8 +53,8 @@ pub enum Failure {
     NotConfirmed,
     /// The successor took over and died; this process serves again.
     DiedAfterCommit,
-    /// The last successor ignores even SIGKILL (it hangs in the kernel); until it is gone no other
-    /// can be started.
+    /// The last successor ignores even SIGKILL (it hangs in the kernel), or its start still hangs;
+    /// until it is gone no other can be started.
     Unkillable,
     /// The process must not leave: it is PID 1, or its supervisor follows only this process.
     Unfollowed,
