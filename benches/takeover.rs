@@ -9,6 +9,8 @@
 //! needs in any case from its spawn to the point at which it would call `start`, measured by
 //! starting it without the library. What is left of all steps without that is the library's own
 //! share. (The steps *ready* and *hello* have the program's own work in them, here an axum router.)
+//! The *switch* is a message and its answer, so it stands beside a byte that crosses a pipe to a
+//! process that sleeps, and another one back.
 #![allow(clippy::print_stdout, reason = "showing is what it is for")]
 
 #[path = "common/server.rs"]
@@ -16,8 +18,8 @@ mod server;
 #[path = "common/stats.rs"]
 mod stats;
 
-use std::io::Write;
-use std::process::ExitCode;
+use std::io::{Read, Write};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use handover::core::Policy;
@@ -38,6 +40,7 @@ fn main() -> Result<ExitCode> {
             let _runtime = runtime()?;
             println!("here");
         }
+        [_, "echo", ..] => echo()?,
         _ => bench()?,
     }
     Ok(ExitCode::SUCCESS)
@@ -64,6 +67,37 @@ async fn serve(address: &str) -> Result<()> {
     let listener = start.listen_tcp("web", address)?;
     start.run(http::serve(listener, app())).await?;
     Ok(())
+}
+
+fn echo() -> std::io::Result<()> {
+    let mut byte = [0];
+    while std::io::stdin().read(&mut byte)? > 0 {
+        std::io::stdout().write_all(&byte)?;
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// There and back between two processes, each asleep until it hears.
+fn round_trips(runs: usize) -> Result<Vec<f64>> {
+    let mut other = Command::new(std::env::current_exe()?)
+        .arg("echo")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let (mut there, mut back) =
+        (other.stdin.take().ok_or("no pipe")?, other.stdout.take().ok_or("no pipe")?);
+    let mut took = Vec::new();
+    for _ in 0..runs {
+        std::thread::sleep(Duration::from_millis(5));
+        let begin = Instant::now();
+        there.write_all(b".")?;
+        back.read_exact(&mut [0])?;
+        took.push(millis(begin.elapsed()));
+    }
+    drop(there);
+    other.wait()?;
+    Ok(took)
 }
 
 fn bench() -> Result<()> {
@@ -121,6 +155,9 @@ fn bench() -> Result<()> {
         show(&format!("  {name}"), values);
     }
     show("all steps", &total);
+    let bare = round_trips(runs)?;
+    show("a byte there and back", &bare);
+    println!("the switch is that times        {:>8.2}", median(&steps[5]) / median(&bare));
     show("spawn to `start`, without us", &nothing);
     let share = median(&total) - median(&nothing);
     println!("the library's own share          {share:>8.3}");
