@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::pending;
+use std::io;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use handover_core::Runtime;
@@ -108,14 +111,7 @@ impl Act {
                 let maximum = getrlimit(Resource::Nofile).maximum;
                 setrlimit(Resource::Nofile, Rlimit { current: Some(self.rest.parse()?), maximum })?;
             }
-            "memory" => {
-                let maximum = getrlimit(Resource::As).maximum;
-                let current = match self.rest.parse::<u64>() {
-                    Ok(more) => Some((mapped()? + more) * 1024),
-                    Err(_) => maximum,
-                };
-                setrlimit(Resource::As, Rlimit { current, maximum })?;
-            }
+            "memory" => limit_memory(self.rest.parse().ok())?,
             "pin" => {
                 let mut one = rustix::thread::CpuSet::new();
                 one.set(self.rest.parse()?);
@@ -263,6 +259,38 @@ fn offspring(generation: &Generation) -> Result<(), Failure> {
     generation.tell("offspring", &[("pid", &child.id())]);
     std::thread::Builder::new().name("offspring".into()).spawn(move || child.wait())?;
     Ok(())
+}
+
+/// Leaves this process so many KiB beyond what it has mapped, and no thread's stack; or as much as
+/// it wants.
+fn limit_memory(more: Option<u64>) -> Result<(), Failure> {
+    /// They have the stacks of threads that have ended, which the C library keeps for the next.
+    static KEEPERS: Mutex<Vec<(Sender<()>, JoinHandle<()>)>> = Mutex::new(Vec::new());
+
+    let mut keepers = KEEPERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let maximum = getrlimit(Resource::As).maximum;
+    let Some(more) = more else {
+        setrlimit(Resource::As, Rlimit { current: maximum, maximum })?;
+        for (end, keeper) in keepers.drain(..) {
+            drop(end);
+            keeper.join().map_err(|_| Failure::new("a thread that waits has panicked"))?;
+        }
+        return Ok(());
+    };
+    let current = Some((mapped()? + more) * 1024);
+    setrlimit(Resource::As, Rlimit { current, maximum })?;
+    let keep = || {
+        let (end, ended) = mpsc::channel::<()>();
+        let keeper = std::thread::Builder::new().spawn(move || _ = ended.recv())?;
+        Ok::<_, io::Error>((end, keeper))
+    };
+    for _ in 0..1_000 {
+        match keep() {
+            Ok(keeper) => keepers.push(keeper),
+            Err(_) => return Ok(()),
+        }
+    }
+    Err(Failure::new("a thousand threads were started beyond a limit of the memory"))
 }
 
 /// How much memory this process has mapped, in KiB.
