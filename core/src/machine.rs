@@ -514,11 +514,12 @@ impl Machine {
             Phase::Forking { step: Step::Spawning, .. } if attempt == self.attempt => {
                 self.step(Step::Hello, now + self.timing.hello);
             }
-            // Told to stop while it was being started: what was sent then reached nobody.
-            Phase::Forking { step: Step::Aborting { killed, .. }, .. }
+            // Told to stop while it was being started. The kill then reached nobody; ABORT waits for
+            // it in its socket.
+            Phase::Forking { step: Step::Aborting { killed: true, .. }, .. }
                 if attempt == self.attempt =>
             {
-                self.push(if killed { Action::Kill(attempt) } else { Action::Abort(attempt) });
+                self.push(Action::Kill(attempt));
             }
             _ => {}
         }

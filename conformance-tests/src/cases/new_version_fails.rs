@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::common::{
     DEADLINE, SOON, Serving, ask, at_rest, carry_out, finish, has_rolled_back, hold, is_refused,
     load, plain, refused, restart, settled, start, stop, took_over, wait_in_flight,
-    wait_rolled_back,
+    wait_rolled_back, wait_state,
 };
 use super::talk::{self, Talk};
 use crate::client::{Load, Report};
@@ -604,11 +604,19 @@ fn start_hangs(case: &Context) -> Result<(), Failure> {
     let second = restart(case, first.pid)?;
     case.wait_exit(first.pid, SOON)?;
 
-    // Nobody is there any more when it goes on.
+    // Nobody is there any more when it goes on: told to stop after the deadline, and before it.
     let held = case.program().hold_up()?;
     refused(case, second.pid, "SpawnDeadline")?;
     case.signal(second.pid, Signal::TERM)?;
     case.wait_exit(second.pid, SOON)?;
+    drop(held);
+    case.wait_only(&[], SOON)?;
+    let third = start(case, &plain().with("policy.spawn", 600_000))?;
+    let held = case.program().hold_up()?;
+    case.signal(third.pid, Signal::HUP)?;
+    wait_state(case, third.pid, "Forking")?;
+    case.signal(third.pid, Signal::TERM)?;
+    case.wait_exit(third.pid, SOON)?;
     drop(held);
     case.wait_only(&[], SOON)
 }

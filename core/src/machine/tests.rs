@@ -235,7 +235,7 @@ mod table {
             ("spawning", g(Stop), &[Abort(1)], FORKING),
             ("spawning", g(Restart), refuse, FORKING),
             ("spawning", g(Quit), &[], FORKING),
-            ("aborting the spawn", g(Spawned(1)), &[Abort(1)], FORKING),
+            ("aborting the spawn", g(Spawned(1)), &[], FORKING),
             (
                 "aborting the spawn",
                 g(SpawnFailed(1)),
