@@ -259,11 +259,12 @@ pub(crate) fn kill_tree(pidfd: BorrowedFd<'_>, pid: Pid) {
     let mut known = HashSet::from([pid, rustix::process::getpid()]);
     // A fork that was under way at the stop can show up after any look but one that begins when all
     // stand still: a process that forks stops at the end of its fork, and when it is run. So this
-    // ends by itself; the limit, of a fifth of a second or little more, is for what cannot be
-    // stopped.
-    for _ in 0..200 {
-        let all_stand = stands_still(pid, pidfd)
-            && found.iter().all(|(pid, pidfd)| stands_still(*pid, pidfd.as_fd()));
+    // ends by itself. What hangs in the kernel is not forking, after a while; the limit, of a fifth
+    // of a second or little more, is for a machine that does not run it.
+    for round in 0..200 {
+        let still: &[u8] = if round < 20 { b"TtZX" } else { b"TtZXD" };
+        let all_stand = stands_still(pid, pidfd, still)
+            && found.iter().all(|(pid, pidfd)| stands_still(*pid, pidfd.as_fd(), still));
         let before = found.len();
         let mut next = 0;
         collect(pid, pidfd, &mut known, &mut found);
@@ -287,8 +288,8 @@ pub(crate) fn kill_tree(pidfd: BorrowedFd<'_>, pid: Pid) {
     }
 }
 
-/// Whether no thread of a stopped process will do anything more.
-fn stands_still(pid: Pid, pidfd: BorrowedFd<'_>) -> bool {
+/// Whether every thread of a stopped process is in one of these states, or it is dead.
+fn stands_still(pid: Pid, pidfd: BorrowedFd<'_>, still: &[u8]) -> bool {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else {
         return true;
     };
@@ -298,7 +299,7 @@ fn stands_still(pid: Pid, pidfd: BorrowedFd<'_>) -> bool {
         let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
         stat.get(after_name + 1).copied()
     });
-    states.all(|state| b"TtZX".contains(&state)) || is_dead(pidfd)
+    states.all(|state| still.contains(&state)) || is_dead(pidfd)
 }
 
 /// Adds the children of `parent` that are not known yet, stopped.
