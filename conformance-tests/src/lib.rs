@@ -82,7 +82,7 @@ pub use case::{Case, Context, Need};
 pub use clock::{Stamp, poll_until};
 pub use failure::{Doing, Failure};
 pub use generation::{Command, Generation};
-pub use program::{Busy, Program, start_beside};
+pub use program::{Busy, HeldUp, Program, start_beside};
 pub use runner::Suite;
 pub use scenario::Scenario;
 pub use subject::{Launch, Subject};

@@ -794,7 +794,7 @@ fn three(case: &Context, third_dies: bool) -> Result<(), Failure> {
     case.timeline().wait_for_after(0, "the end of 1's probation", SOON, |event| {
         event.pid == Some(first.pid) && event.is("state") && event.get("state") == Some("Draining")
     })?;
-    let (serves, goes) = if third_dies { (second.pid, third.pid) } else { (third.pid, second.pid) };
+    let serves = if third_dies { second.pid } else { third.pid };
     if third_dies {
         case.signal(third.pid, Signal::KILL)?;
         wait_rolled_back(case, seen, second.pid)?;
@@ -814,6 +814,5 @@ fn three(case: &Context, third_dies: bool) -> Result<(), Failure> {
     case.wait_exit(first.pid, SOON)?;
     case.set_scenario(&plain())?;
     let load = super::common::load(case, first.address()?)?;
-    let _ = goes;
     finish_soon(case, load, serves)
 }

@@ -456,17 +456,31 @@ mod frames {
     }
 }
 
+/// A client that has been answered on its first stream.
+async fn served_once() -> (Under, impl Fn(Stage)) {
+    let (drain, set) = Drain::manual();
+    let mut under = connect(&drain);
+    under.send(frames::hello()).await;
+    assert_eq!(frames::read_until(&mut under.client, frames::HEADERS).await.0, 1);
+    (under, set)
+}
+
+/// After the first word: this stream was the last.
+async fn takes_leave(mut under: Under, stream: u8) {
+    let (_, ping) = frames::read_until(&mut under.client, frames::PING).await;
+    under.send(frames::answer(&ping)).await;
+    let (_, last) = frames::read_until(&mut under.client, frames::GOAWAY).await;
+    assert_eq!(last[..4], [0, 0, 0, stream]);
+    under.served.await.unwrap().unwrap();
+}
+
 /// The first word of the farewell.
 const NO_STREAM: [u8; 4] = [0x7f, 0xff, 0xff, 0xff];
 
 #[tokio::test(start_paused = true)]
 async fn http2_parts_its_first_word_from_the_answers_before() {
     use frames::*;
-    let (drain, set) = Drain::manual();
-    let mut under = connect(&drain);
-    under.send(hello()).await;
-    assert_eq!(read_until(&mut under.client, HEADERS).await.0, 1);
-
+    let (mut under, set) = served_once().await;
     set(Stage::Closing);
     let (_, question) = read_until(&mut under.client, PING).await;
     // An answer that was read together with the first word would make the client ask for something,
@@ -478,21 +492,13 @@ async fn http2_parts_its_first_word_from_the_answers_before() {
     let (kind, _, first) = read(&mut under.client).await;
     assert_eq!((kind, &first[..4]), (GOAWAY, &NO_STREAM[..]));
     assert_eq!(read_until(&mut under.client, HEADERS).await.0, 3);
-    let (_, ping) = read_until(&mut under.client, PING).await;
-    under.send(answer(&ping)).await;
-    let (_, last) = read_until(&mut under.client, GOAWAY).await;
-    assert_eq!(last[..4], [0, 0, 0, 3]);
-    under.served.await.unwrap().unwrap();
+    takes_leave(under, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn http2_serves_what_its_client_had_queued_when_it_heard_of_the_drain() {
     use frames::*;
-    let (drain, set) = Drain::manual();
-    let mut under = connect(&drain);
-    under.send(hello()).await;
-    assert_eq!(read_until(&mut under.client, HEADERS).await.0, 1);
-
+    let (mut under, set) = served_once().await;
     set(Stage::Closing);
     // A client that does not answer hears of it nevertheless.
     let (_, first) = read_until(&mut under.client, GOAWAY).await;
@@ -502,11 +508,7 @@ async fn http2_serves_what_its_client_had_queued_when_it_heard_of_the_drain() {
     assert!(early.is_err(), "a PING right behind the first word");
     under.send(request(3)).await;
     assert_eq!(read_until(&mut under.client, HEADERS).await.0, 3);
-    let (_, ping) = read_until(&mut under.client, PING).await;
-    under.send(answer(&ping)).await;
-    let (_, last) = read_until(&mut under.client, GOAWAY).await;
-    assert_eq!(last[..4], [0, 0, 0, 3]);
-    under.served.await.unwrap().unwrap();
+    takes_leave(under, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
